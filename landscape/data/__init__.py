@@ -1,0 +1,20 @@
+"""Long-tailed image data: published profiles, selections and groups; digits, CIFAR files, arrays; batches."""
+
+from landscape.data.batches import Batches
+from landscape.data.dataset import Dataset, Groups, Split
+from landscape.data.groups import GROUP_RULES, assign_groups
+from landscape.data.profiles import long_tailed_counts, select_examples
+from landscape.data.registry import DATASETS, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "GROUP_RULES",
+    "Batches",
+    "Dataset",
+    "Groups",
+    "Split",
+    "assign_groups",
+    "load_dataset",
+    "long_tailed_counts",
+    "select_examples",
+]
