@@ -1,0 +1,74 @@
+"""The CIFAR ResNets of the long-tailed literature, with parameter names that load their released checkpoints."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a parameter-free shortcut.
+
+    Where the shape changes the shortcut takes every second pixel and pads the new channels with zeros, half on each
+    side ("option A" of He et al., 2016).
+    """
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride = stride
+        self.new_planes = planes - in_planes
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_planes, H, W) -> (B, planes, H / stride, W / stride)
+        """Return ``relu(residual(x) + shortcut(x))``."""
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.stride != 1 or self.new_planes:
+            side = self.new_planes // 2
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, side, self.new_planes - side))
+        return functional.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet of ``6 * num_blocks + 2`` layers: three stages of 16, 32 and 64 channels.
+
+    Parameters
+    ----------
+    head
+        The classifier, from 64 features; stored as ``linear``.
+    num_blocks
+        Blocks per stage.
+    in_channels
+        Channels of the images.
+
+    Notes
+    -----
+    Source: He et al., *Deep Residual Learning*, CVPR 2016, section 4.2, with option A shortcuts. The state dict has
+    the names of the implementation that LDAM, MiSLAS, GCL and Saddle-LongTail share.
+    """
+
+    num_features = 64
+
+    def __init__(self, head: nn.Module, *, num_blocks: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, num_blocks, stride=1)
+        self.layer2 = _stage(16, 32, num_blocks, stride=2)
+        self.layer3 = _stage(32, 64, num_blocks, stride=2)
+        self.linear = head
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, num_classes)
+        """Return the logits."""
+        out = functional.relu(self.bn1(self.conv1(images)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(out.mean(dim=(2, 3)))
+
+
+def _stage(in_planes: int, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
+    """Return a stage; its first block changes the shape."""
+    first = BasicBlock(in_planes, planes, stride)
+    return nn.Sequential(first, *(BasicBlock(planes, planes, 1) for _ in range(num_blocks - 1)))
