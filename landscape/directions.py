@@ -55,6 +55,42 @@ def adaptive_ascent(
     return [t * s * factor for t, s in zip(scales, scaled)]
 
 
+def class_conditional_ascent(
+    gradients: Tree, class_counts: Tensor, *, theta_norm: float | Tensor, num_parameters: int
+) -> list[Tensor]:
+    r"""Return, for each class, a step along its gradient that is longer the rarer the class is.
+
+    .. math:: \epsilon_c = \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4}\, (n_c - 1)^{-1/4}\, \frac{g_c}{\|g_c\|_2}
+
+    Parameters
+    ----------
+    gradients
+        Tree of (K, *shape) tensors, row c the gradient of class c; each tensor is normalised by its own norm.
+    class_counts
+        Training examples n_c of each class, (K,).
+    theta_norm, num_parameters
+        Joint norm of the perturbed parameters and their number k.
+
+    Returns
+    -------
+    list of Tensor
+        Tree of (K, *shape) tensors; rows with a zero gradient are zero.
+
+    Notes ----- Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
+    Recognition*, CVPR 2023, the optimal radius, with the norms taken per tensor as in the released code.
+    Differs from the release in: 1. a class with one example (infinite there) counts as one with two; 2. a zero gradient
+    (NaN there) gives a zero step.
+    """
+    rarity = (num_parameters / (class_counts - 1).clamp_min(1)) ** 0.25
+    steps = []
+    for gradient in gradients:
+        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        guarded = torch.where(norms > 0, norms, 1)
+        lengths = torch.sqrt(theta_norm / (2 * guarded)) * rarity.to(gradient.dtype) / guarded
+        steps.append(gradient * lengths.reshape(-1, *[1] * (gradient.dim() - 1)))
+    return steps
+
+
 def gaussian(shapes_like: Tree, generator: torch.Generator, *, sigma: float, clip: float | None = None) -> list[Tensor]:
     r"""Return i.i.d. draws of :math:`N(0, \sigma^2)`, clipped elementwise to ``[-clip, clip]`` if given.
 
