@@ -1,0 +1,102 @@
+"""Methods without classes: plain gradient descent, SAM and ASAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from landscape.directions import adaptive_ascent, gradient_ascent
+from landscape.optimizers.terms import Batch, Term, check_choice, check_option
+
+
+@dataclass(frozen=True)
+class SGD:
+    r"""The base optimizer itself: one term, :math:`\epsilon = 0`. One forward and one backward pass."""
+
+    name: ClassVar[str] = "sgd"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def terms(self, batch: Batch) -> list[Term]:
+        """Return the mean loss at theta."""
+        return [Term()]
+
+
+@dataclass(frozen=True)
+class SAM:
+    r"""Sharpness-aware minimisation: the gradient at the worst point of a ball, to first order.
+
+    .. math:: \epsilon = \rho\, g / \|g\|_2, \qquad \text{step} = g(\theta + \epsilon)
+
+    with the norm over all parameters jointly. Two forward and two backward passes.
+
+    Parameters
+    ----------
+    rho
+        Radius of the ball. For long-tailed CIFAR-10/100, Rangwani et al. (Saddle-LongTail, NeurIPS 2022) release 0.1
+        / 0.2 with cross-entropy and 0.5 / 0.8 with deferred re-weighting; 0.05 is the default of the original paper.
+
+    Notes ----- Source: Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
+    2021, algorithm 1.
+    Differs from the paper in: 1. no division of the batch among accelerators, each with its own perturbation.
+    Differs from common released code in: 1. weights are restored from clones, not by subtracting :math:`\epsilon`.
+    """
+
+    rho: float = 0.05
+    name: ClassVar[str] = "sam"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_option(self, "rho", self.rho)
+
+    def terms(self, batch: Batch) -> list[Term]:
+        """Return the mean loss at the end of the ascent step."""
+        return [Term(perturbation=gradient_ascent(batch.gradient(), self.rho))]
+
+
+@dataclass(frozen=True)
+class ASAM:
+    r"""Adaptive SAM: the ball is stretched by the weights, so rescaling a layer does not change the perturbation.
+
+    .. math:: \epsilon = \rho\, T_w^2 g / \|T_w g\|_2, \qquad T_w = |w| + \eta
+
+    Two forward and two backward passes.
+
+    Parameters
+    ----------
+    rho
+        Radius in stretched units; 0.5 is the authors' choice for CIFAR-10 (1.0 for CIFAR-100).
+    eta
+        Offset of the stretch; by default 0.01 in the official variant and 0 in the other, as released.
+    variant
+        ``"official"``: only parameters with "weight" in their name are stretched (T = 1 otherwise), so it needs the
+        model or named parameters. ``"all-parameters"``: all are, the ``adaptive=True`` option of a widely used code.
+
+    Notes
+    -----
+    Source: Kwon et al., *ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning*, ICML 2021, eq. 8.
+    Differs from the release in: 1. weights are restored from clones; 2. the norm's guard is 1e-12, not 1e-16.
+    """
+
+    rho: float = 0.5
+    eta: float | None = None
+    variant: Literal["official", "all-parameters"] = "official"
+    name: ClassVar[str] = "asam"
+
+    def __post_init__(self) -> None:
+        check_option(self, "rho", self.rho)
+        check_choice(self, "variant", self.variant, ("official", "all-parameters"))
+        if self.eta is not None:
+            check_option(self, "eta", self.eta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The official variant decides by the parameters' names."""
+        return frozenset({"names"}) if self.variant == "official" else frozenset()
+
+    def terms(self, batch: Batch) -> list[Term]:
+        """Return the mean loss at the end of the stretched ascent step."""
+        is_official = self.variant == "official"
+        eta = self.eta if self.eta is not None else (0.01 if is_official else 0.0)
+        is_scaled = ["weight" in name for name in batch.names] if is_official else None
+        step = adaptive_ascent(batch.gradient(), batch.params, self.rho, eta=eta, is_scaled=is_scaled)
+        return [Term(perturbation=step)]
