@@ -20,19 +20,20 @@ from torch.nn import functional
 
 from landscape.errors import LandscapeError, unknown_name
 
+Counts = Sequence[int] | Tensor
 Reweight = Literal["none", "cb", "drw"]
 
 
 class CrossEntropy(nn.Module):
     r"""Softmax cross-entropy, :math:`\text{CE}(z)`."""
 
-    def __init__(self, class_counts: Sequence[int] | Tensor) -> None:
+    def __init__(self, class_counts: Counts) -> None:
         super().__init__()
-        self.register_buffer("class_counts", _counts(class_counts, minimum=0))
+        self.num_classes = len(_counts(class_counts, minimum=0))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits, labels, self.class_counts)
+        return _cross_entropy(logits, labels, self.num_classes)
 
 
 class Focal(nn.Module):
@@ -49,14 +50,14 @@ class Focal(nn.Module):
     probability itself; there class weights enter p as well, :math:`p = \exp(-w_y \text{CE})`.
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, *, gamma: float = 1.0) -> None:
+    def __init__(self, class_counts: Counts, *, gamma: float = 1.0) -> None:
         super().__init__()
         self.gamma = _number("gamma", gamma, minimum=0)
-        self.register_buffer("class_counts", _counts(class_counts, minimum=0))
+        self.num_classes = len(_counts(class_counts, minimum=0))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        ce = _cross_entropy(logits, labels, self.class_counts)
+        ce = _cross_entropy(logits, labels, self.num_classes)
         # 1 - p without cancellation; kept off 0, where a power below 2 has no second derivative.
         miss = (-torch.expm1(-ce)).clamp_min(torch.finfo(ce.dtype).tiny)
         return miss**self.gamma * ce
@@ -80,18 +81,20 @@ class LDAM(nn.Module):
     logits are bare cosines of a :class:`landscape.models.NormedLinear` head.
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, *, max_margin: float = 0.5, scale: float = 30.0) -> None:
+    margins: Tensor
+
+    def __init__(self, class_counts: Counts, *, max_margin: float = 0.5, scale: float = 30.0) -> None:
         super().__init__()
         counts = _counts(class_counts)
         self.scale = _number("scale", scale, above=0)
         margins = counts**-0.25
-        self.register_buffer("class_counts", counts)
+        self.num_classes = len(counts)
         self.register_buffer("margins", _number("max_margin", max_margin, minimum=0) * margins / margins.max())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
         margins = self.margins.to(logits.dtype) * _is_target(logits, labels)
-        return _cross_entropy(self.scale * (logits - margins), labels, self.class_counts)
+        return _cross_entropy(self.scale * (logits - margins), labels, self.num_classes)
 
 
 class BalancedSoftmax(nn.Module):
@@ -103,15 +106,17 @@ class BalancedSoftmax(nn.Module):
     :math:`\tau = 1`: the logits differ by the constant :math:`\log N`.
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor) -> None:
+    shifts: Tensor
+
+    def __init__(self, class_counts: Counts) -> None:
         super().__init__()
         counts = _counts(class_counts)
-        self.register_buffer("class_counts", counts)
+        self.num_classes = len(counts)
         self.register_buffer("shifts", counts.log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.class_counts)
+        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.num_classes)
 
 
 class LogitAdjusted(nn.Module):
@@ -127,19 +132,21 @@ class LogitAdjusted(nn.Module):
     Source: Menon et al., *Long-tail Learning via Logit Adjustment*, ICLR 2021, eq. 10.
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, *, tau: float = 1.0) -> None:
+    shifts: Tensor
+
+    def __init__(self, class_counts: Counts, *, tau: float = 1.0) -> None:
         super().__init__()
         counts = _counts(class_counts)
-        self.register_buffer("class_counts", counts)
+        self.num_classes = len(counts)
         self.register_buffer("shifts", _number("tau", tau) * (counts / counts.sum()).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.class_counts)
+        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.num_classes)
 
 
 class VectorScaling(nn.Module):
-    r"""Vector-scaling loss, :math:`\text{CE}(z / \Delta + \tau \log \pi)` with :math:`\Delta_c = (n_{\max}/n_c)^\gamma`.
+    r"""Vector scaling, :math:`\text{CE}(z / \Delta + \tau \log \pi)` with :math:`\Delta_c = (n_{\max} / n_c)^\gamma`.
 
     Parameters
     ----------
@@ -155,17 +162,20 @@ class VectorScaling(nn.Module):
     Released code writes :math:`\Delta_c = n_c^{-\gamma} / \min_k n_k^{-\gamma}`, which is the same.
     """
 
-    def __init__(self, class_counts: Sequence[int] | Tensor, *, gamma: float = 0.3, tau: float = 1.0) -> None:
+    temperatures: Tensor
+    shifts: Tensor
+
+    def __init__(self, class_counts: Counts, *, gamma: float = 0.3, tau: float = 1.0) -> None:
         super().__init__()
         counts = _counts(class_counts)
-        self.register_buffer("class_counts", counts)
+        self.num_classes = len(counts)
         self.register_buffer("temperatures", (counts.max() / counts) ** _number("gamma", gamma, minimum=0))
         self.register_buffer("shifts", _number("tau", tau) * (counts / counts.sum()).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
         adjusted = logits / self.temperatures.to(logits.dtype) + self.shifts.to(logits.dtype)
-        return _cross_entropy(adjusted, labels, self.class_counts)
+        return _cross_entropy(adjusted, labels, self.num_classes)
 
 
 class GCL(nn.Module):
@@ -198,14 +208,10 @@ class GCL(nn.Module):
     """
 
     generator: torch.Generator | None
+    clouds: Tensor
 
     def __init__(
-        self,
-        class_counts: Sequence[int] | Tensor,
-        *,
-        scale: float = 30.0,
-        margin: float = 0.0,
-        noise_mul: float = 0.5,
+        self, class_counts: Counts, *, scale: float = 30.0, margin: float = 0.0, noise_mul: float = 0.5
     ) -> None:
         super().__init__()
         counts = _counts(class_counts)
@@ -214,7 +220,7 @@ class GCL(nn.Module):
         self.noise_mul = _number("noise_mul", noise_mul, minimum=0)
         rarity = counts.max().log() - counts.log()
         self.generator = None
-        self.register_buffer("class_counts", counts)
+        self.num_classes = len(counts)
         self.register_buffer("clouds", rarity / rarity.max() if rarity.max() > 0 else rarity)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -222,7 +228,7 @@ class GCL(nn.Module):
         adjusted = logits - self.margin * _is_target(logits, labels)
         if self.training and self.noise_mul > 0:
             adjusted = adjusted - self.noise_mul * self._noise(logits) * self.clouds.to(logits.dtype)
-        return _cross_entropy(self.scale * adjusted, labels, self.class_counts)
+        return _cross_entropy(self.scale * adjusted, labels, self.num_classes)
 
     def _noise(self, logits: Tensor) -> Tensor:
         """Draw :math:`|u|` for each logit on the generator's device, (B, C)."""
@@ -246,7 +252,7 @@ LOSSES: dict[str, type[nn.Module]] = {
 COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl"})
 
 
-def build_loss(name: str, class_counts: Sequence[int] | Tensor, **options: Any) -> nn.Module:
+def build_loss(name: str, class_counts: Counts, **options: Any) -> nn.Module:
     """Build a loss by name.
 
     Parameters
@@ -281,7 +287,7 @@ def build_loss(name: str, class_counts: Sequence[int] | Tensor, **options: Any) 
     return LOSSES[name](class_counts, **options)
 
 
-def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
+def class_balanced_weights(class_counts: Counts, beta: float = 0.9999) -> Tensor:
     r"""Return class weights by effective number, (C,) float64, with sum C.
 
     .. math:: w_c \propto (1 - \beta) / (1 - \beta^{n_c}), \qquad \sum_c w_c = C
@@ -333,14 +339,7 @@ class Reweighting(nn.Module):
 
     class_weights: Tensor
 
-    def __init__(
-        self,
-        kind: Reweight,
-        class_counts: Sequence[int] | Tensor,
-        *,
-        beta: float = 0.9999,
-        start_epoch: int = 160,
-    ) -> None:
+    def __init__(self, kind: Reweight, class_counts: Counts, *, beta: float = 0.9999, start_epoch: int = 160) -> None:
         super().__init__()
         if kind not in get_args(Reweight):
             raise unknown_name("re-weighting", kind, get_args(Reweight))
@@ -366,7 +365,7 @@ class Reweighting(nn.Module):
         return losses * (per_example / per_example.mean())
 
 
-def _counts(class_counts: Sequence[int] | Tensor, *, minimum: int = 1) -> Tensor:
+def _counts(class_counts: Counts, *, minimum: int = 1) -> Tensor:
     """Return validated class counts, (C,) float64 on the CPU."""
     counts = torch.as_tensor(class_counts).detach().to(dtype=torch.float64, device="cpu").clone()
     if counts.dim() != 1 or len(counts) == 0:
@@ -380,11 +379,9 @@ def _counts(class_counts: Sequence[int] | Tensor, *, minimum: int = 1) -> Tensor
 
 def _number(name: str, value: float, *, minimum: float = -math.inf, above: float = -math.inf) -> float:
     """Return a validated option."""
-    if not (math.isfinite(value) and value >= minimum and value > above):
-        bound = (
-            f"above {above:g}" if above > -math.inf else f"at least {minimum:g}" if minimum > -math.inf else "finite"
-        )
-        raise LandscapeError(f"{name} must be {bound}, got {value}")
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= minimum and value > above):
+        bound = f" above {above:g}" if above > -math.inf else f" of at least {minimum:g}" if minimum > -math.inf else ""
+        raise LandscapeError(f"{name} must be a finite number{bound}, got {value}")
     return float(value)
 
 
@@ -394,11 +391,10 @@ def _is_target(logits: Tensor, labels: Tensor) -> Tensor:
     return (labels[:, None] == classes).to(logits.dtype)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, class_counts: Any) -> Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return the cross-entropy of each example, (B, C), (B,) -> (B,)."""
-    if logits.dim() != 2 or logits.shape[1] != len(class_counts):
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
         raise LandscapeError(
-            f"the loss was built for {len(class_counts)} classes and takes logits (B, {len(class_counts)}), "
-            f"got {tuple(logits.shape)}"
+            f"the loss is for {num_classes} classes: expected logits (B, {num_classes}), got {tuple(logits.shape)}"
         )
     return functional.cross_entropy(logits, labels, reduction="none")
