@@ -120,7 +120,7 @@ def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
     content = np.fromfile(path, np.uint8)
     if content.size == 0 or content.size % record:
         raise LandscapeError(
-            f"{path}: {content.size} bytes are not a whole number of {record}-byte records: truncated or not this format"
+            f"{path}: {content.size} bytes are not a whole number of {record}-byte records: truncated or foreign"
         )
     records = content.reshape(-1, record)
     pixels = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)

@@ -19,7 +19,7 @@ class CountRule:
 
 @dataclass(frozen=True)
 class RankRule:
-    """Head: the first ``head`` of ``num_classes`` ranks by falling count. Medium: up to ``medium_end``. Tail: the others."""
+    """Classes by falling count: the first ``head``, the next up to ``medium_end``, the rest, of ``num_classes``."""
 
     head: int
     medium_end: int
