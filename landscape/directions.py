@@ -56,11 +56,20 @@ def adaptive_ascent(
 
 
 def class_conditional_ascent(
-    gradients: Tree, class_counts: Tensor, *, theta_norm: float | Tensor, num_parameters: int
+    gradients: Tree,
+    class_counts: Tensor,
+    *,
+    theta_norm: Tensor,
+    num_parameters: int,
+    noise_ratio: float = 1.0,
+    max_relative_radius: float | None = None,
 ) -> list[Tensor]:
     r"""Return, for each class, a step along its gradient that is longer the rarer the class is.
 
-    .. math:: \epsilon_c = \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4}\, (n_c - 1)^{-1/4}\, \frac{g_c}{\|g_c\|_2}
+    .. math::
+
+        \epsilon_c = \min(\nu r_c,\, m \|\theta\|_2)\, \frac{g_c}{\|g_c\|_2}, \qquad
+        r_c = \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4}\, (n_c - 1)^{-1/4}
 
     Parameters
     ----------
@@ -69,25 +78,37 @@ def class_conditional_ascent(
     class_counts
         Training examples n_c of each class, (K,).
     theta_norm, num_parameters
-        Joint norm of the perturbed parameters and their number k.
+        Joint norm of the perturbed parameters, a scalar, and their number k.
+    noise_ratio
+        Factor nu of the radius; 1 is the paper's formula.
+    max_relative_radius
+        Bound m of the radius of each tensor, in units of ``theta_norm``; None does not bound.
 
     Returns
     -------
     list of Tensor
         Tree of (K, *shape) tensors; rows with a zero gradient are zero.
 
-    Notes ----- Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
+    Notes
+    -----
+    Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
     Recognition*, CVPR 2023, the optimal radius, with the norms taken per tensor as in the released code.
-    Differs from the release in: 1. a class with one example (infinite there) counts as one with two; 2. a zero gradient
-    (NaN there) gives a zero step.
+    Differs from the release in:
+
+    1. A class with one example (infinite there) counts as one with two.
+    2. A zero gradient (NaN there) gives a zero step.
+    3. The bound. The radius grows like the inverse root of the gradient, so without it the better a class is fitted,
+       the farther it is pushed away.
     """
     rarity = (num_parameters / (class_counts - 1).clamp_min(1)) ** 0.25
     steps = []
     for gradient in gradients:
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         guarded = torch.where(norms > 0, norms, 1)
-        lengths = torch.sqrt(theta_norm / (2 * guarded)) * rarity.to(gradient.dtype) / guarded
-        steps.append(gradient * lengths.reshape(-1, *[1] * (gradient.dim() - 1)))
+        radii = noise_ratio * torch.sqrt(theta_norm / (2 * guarded)) * rarity.to(gradient.dtype)
+        if max_relative_radius is not None:
+            radii = torch.minimum(radii, max_relative_radius * theta_norm)
+        steps.append(gradient * (radii / guarded).reshape(-1, *[1] * (gradient.dim() - 1)))
     return steps
 
 

@@ -35,10 +35,13 @@ class SAM:
         Radius of the ball. For long-tailed CIFAR-10/100, Rangwani et al. (Saddle-LongTail, NeurIPS 2022) release 0.1
         / 0.2 with cross-entropy and 0.5 / 0.8 with deferred re-weighting; 0.05 is the default of the original paper.
 
-    Notes ----- Source: Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
+    Notes
+    -----
+    Source: Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
     2021, algorithm 1.
-    Differs from the paper in: 1. no division of the batch among accelerators, each with its own perturbation.
-    Differs from common released code in: 1. weights are restored from clones, not by subtracting :math:`\epsilon`.
+
+    1. Differs from the paper: the whole batch has one perturbation, not one per accelerator.
+    2. Differs from most released code: weights are restored from clones, not by subtracting :math:`\epsilon`.
     """
 
     rho: float = 0.05
@@ -74,7 +77,9 @@ class ASAM:
     Notes
     -----
     Source: Kwon et al., *ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning*, ICML 2021, eq. 8.
-    Differs from the release in: 1. weights are restored from clones; 2. the norm's guard is 1e-12, not 1e-16.
+
+    1. Differs from the paper: its eq. 8 has no eta; the offset is the release's.
+    2. Differs from the release: weights are restored from clones, and the norm's guard is 1e-12, not 1e-16.
     """
 
     rho: float = 0.5

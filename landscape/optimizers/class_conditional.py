@@ -23,7 +23,8 @@ class CCSAM:
     .. math::
 
         L = \tfrac1B \sum_i (1 - r)\, \ell_i(\theta) + r\, \ell^{\text{flat}}_i(\theta + \epsilon_{y_i}), \qquad
-        \epsilon_c = \nu \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4} (n_c - 1)^{-1/4} \frac{g_c}{\|g_c\|_2}
+        \epsilon_c = \min(\nu r_c,\, m \|\theta\|_2)\, \frac{g_c}{\|g_c\|_2}, \qquad
+        r_c = \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4}\, (n_c - 1)^{-1/4}
 
     Here theta are the k parameters of the classifier (the model's head), g_c is the gradient of the mean of the
     closure's losses over the batch's examples of class c, tensor by tensor, and the flat losses are
@@ -36,24 +37,39 @@ class CCSAM:
     flat_ratio
         Share r of the flat loss; 0.3 is released for CIFAR-10-LT, 0.5 for CIFAR-100-LT.
     noise_ratio
-        Factor nu of the radius; 1 is the paper's formula, 1e-6 the released configurations, which are thereby
+        Factor nu of the radius: 1 is the paper's formula, 1e-6 the released configurations, which are thereby
         numerically unperturbed.
+    max_relative_radius
+        Bound m of the perturbation of each classifier tensor, in units of the classifier's norm; None: no bound.
 
-    Notes ----- Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
-    Recognition*, CVPR 2023, and its released code. The criterion must be the one that the closure applies to the
-    head's output, and the head's output must be the model's output.
-    Differs from the release in: 1. ``noise_ratio``; 2. classes of one example and zero gradients stay finite, see
-    :func:`landscape.directions.class_conditional_ascent`.
+    Notes
+    -----
+    Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition*, CVPR 2023,
+    and its released code. The criterion must be the one that the closure applies to the head's output, and the head's
+    output must be the model's output. With mixed examples the flat losses take ``labels``, as in the release.
+
+    Differs from the paper and the release in:
+
+    1. The defaults of ``noise_ratio`` and ``max_relative_radius``. With nu = 1 the radius is as long as the
+       classifier's weights when training starts, and it grows like the inverse root of g_c while a class is fitted:
+       small networks on long-tailed digits then end at chance, and at a learning rate of 0.1 even nu = 0.01 diverges. A bound of 0.05
+       holds every nu; with nu = 0.01 only classes that are fitted reach it, so the radii still differ by class.
+       Without a bound, ``noise_ratio=1`` is the paper and ``noise_ratio=1e-6`` the release.
+    2. Classes of one example and zero gradients stay finite, see
+       :func:`landscape.directions.class_conditional_ascent`.
     """
 
     flat_ratio: float = 0.3
-    noise_ratio: float = 1.0
+    noise_ratio: float = 0.01
+    max_relative_radius: float | None = 0.05
     name: ClassVar[str] = "ccsam"
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "class_counts", "head", "criterion"})
 
     def __post_init__(self) -> None:
         check_option(self, "flat_ratio", self.flat_ratio, maximum=1.0)
         check_option(self, "noise_ratio", self.noise_ratio)
+        if self.max_relative_radius is not None:
+            check_option(self, "max_relative_radius", self.max_relative_radius)
 
     def terms(self, batch: Batch) -> list[Term]:
         """Return the mixture of the closure's losses and the flat ones, on one graph."""
@@ -75,14 +91,15 @@ class CCSAM:
             raise LandscapeError("ccsam perturbs the classifier, but no parameter of the head requires a gradient")
         slots, is_member = class_slots(labels, min(len(labels), len(counts)))
         gradients = class_gradients(head, params, features, losses, logits, is_member)
-        slot_counts = counts.new_ones(len(is_member)).scatter(0, slots, counts.to(labels.device)[labels])
+        slot_counts = counts.new_ones(len(is_member)).scatter(0, slots, counts[labels])
         steps = class_conditional_ascent(
             list(gradients.values()),
             slot_counts,
             theta_norm=tree_norm(list(params.values())),
             num_parameters=sum(p.numel() for p in params.values()),
+            noise_ratio=self.noise_ratio,
+            max_relative_radius=self.max_relative_radius,
         )
-        steps = [step * self.noise_ratio for step in steps]
 
         def perturbed_logits(step: list[Tensor]) -> Any:
             perturbed = {name: p + s for (name, p), s in zip(params.items(), step)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
     base, base_options
         Class of the optimizer that makes the step, and its options (learning rate, momentum, weight decay ...).
     task
-        What the rule may know besides the batch.
+        What the rule may know besides the batch; its tensors are moved to the device of the first parameter.
     bn_statistics
         ``"every-pass"``: every forward pass updates the running statistics of normalisation layers, also those at
         perturbed weights (what the papers' code does). ``"first-pass"``: the model's buffers are put back after the
@@ -66,16 +67,16 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         task: Task | None = None,
         bn_statistics: Literal["every-pass", "first-pass"] = "every-pass",
     ) -> None:
-        self.task = task or Task()
         if bn_statistics not in ("every-pass", "first-pass"):
             raise LandscapeError(f"bn_statistics must be every-pass or first-pass, got {bn_statistics!r}")
-        if bn_statistics == "first-pass" and self.task.model is None:
+        if bn_statistics == "first-pass" and (task is None or task.model is None):
             raise LandscapeError("bn_statistics='first-pass' needs the model, got none: pass model=... as well")
         super().__init__(params, {})
         self.base = base(self.param_groups, **(base_options or {}))
         self.base.register_load_state_dict_post_hook(self._share)
         self._share()
         self.rule = rule
+        self.task = self._on_device(task or Task())
         self.bn_statistics = bn_statistics
         self._names: dict[int, str] = {}
         self.num_forwards = 0
@@ -208,6 +209,16 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         if device is not None and (device == "cpu" or torch.accelerator.is_available()):
             self.generator = torch.Generator(device=device)
             self.generator.set_state(own["generator_state"].cpu())
+
+    def _on_device(self, task: Task) -> Task:
+        """Move the task's constants once, so that no step waits for a copy."""
+        device = self.base.param_groups[0]["params"][0].device
+        counts, tail = task.class_counts, task.tail_classes
+        return replace(
+            task,
+            class_counts=None if counts is None else counts.to(device),
+            tail_classes=None if tail is None else tail.to(device),
+        )
 
     def _names_of(self, params: list[Tensor]) -> list[str]:
         if any(id(p) not in self._names for p in params):

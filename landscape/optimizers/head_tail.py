@@ -32,9 +32,13 @@ class ImbSAM:
         Factor w of the tail's gradient: 1 in the paper's objective, 2 in the released code since September 2023. It
         does not change the perturbation.
 
-    Notes ----- Source: Zhou et al., *ImbSAM: A Closer Look at Sharpness-Aware Minimization in Class-Imbalanced
-    Recognition*, ICCV 2023.
-    Differs from the release in: 1. ``tail_weight`` is 1 by default; 2. weights are restored from clones.
+    Notes
+    -----
+    Source: Zhou et al., *ImbSAM: A Closer Look at Sharpness-Aware Minimization in Class-Imbalanced Recognition*,
+    ICCV 2023. Does not differ from the paper's objective.
+
+    1. Differs from the release: ``tail_weight`` is 1 by default.
+    2. Differs from the release: weights are restored from clones, not by subtracting the perturbation.
     """
 
     rho: float = 0.05
@@ -51,7 +55,7 @@ class ImbSAM:
     def terms(self, batch: Batch) -> list[Term]:
         """Return the head's loss at theta and the tail's at the end of its ascent step."""
         is_tail = batch.is_tail()
-        tail = is_tail * self.tail_weight
+        tail = is_tail.to(batch.losses().dtype) * self.tail_weight
         return [Term(~is_tail), Term(tail, gradient_ascent(batch.gradient(tail), self.rho))]
 
 
@@ -74,11 +78,15 @@ class SSESAM:
     eta
         Classes with fewer training examples are tail classes, unless ``tail_classes`` is passed to ``build_optimizer``.
 
-    Notes ----- Source: *SSE-SAM: Balancing Head and Tail Classes Gradually through Stage-Wise SAM*, AAAI 2025, and
-    its released code, whose settings for CIFAR-LT are the defaults.
-    Differs from the release in: 1. three forward passes instead of four, because head and tail share the one at theta
-    (with ``bn_statistics="every-pass"`` running statistics are therefore updated three times, not four); 2. no passes
-    are spent on the head after the switch; 3. weights are restored from clones.
+    Notes
+    -----
+    Source: Lyu et al., *SSE-SAM: Balancing Head and Tail Classes Gradually through Stage-Wise SAM*, AAAI 2025, and its
+    released code, which the rule follows and whose settings for CIFAR-LT are the defaults. Differs from it in:
+
+    1. Three forward passes instead of four, because head and tail share the one at theta. With
+       ``bn_statistics="every-pass"`` running statistics are therefore updated three times, not four.
+    2. No pass is spent on perturbing the head after the switch.
+    3. Weights are restored from clones, not by subtracting the perturbation.
     """
 
     rho_head: float = 0.05

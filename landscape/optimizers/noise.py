@@ -32,12 +32,15 @@ class GNM:
     schedule
         ``"described"``: h(0) = 1. ``"released"``: h(0) = 2, because the release floors -1 / m to -1.
 
-    Notes ----- Source: Li et al., *Improving Visual Prompt Tuning by Gaussian Neighborhood Minimization for
-    Long-Tailed Visual Recognition*, NeurIPS 2024, and its released code, whose settings are the defaults: an
-    elementwise standard deviation of 1.66e-3 until epoch 59.
-    Differs from the release in: 1. the schedule in epoch 0, see above; 2. parameters that no loss depends on do not
-    drift;
-    3. weights are restored from clones.
+    Notes
+    -----
+    Source: Li et al., *Improving Visual Prompt Tuning by Gaussian Neighborhood Minimization for Long-Tailed Visual
+    Recognition*, NeurIPS 2024, and its released code, whose settings are the defaults: an elementwise standard
+    deviation of 1.66e-3 until epoch 59.
+
+    1. Differs from the paper: clip, dis_mul and the decay are the release's.
+    2. Differs from the release: the schedule in epoch 0, see above.
+    3. Differs from the release: parameters that no loss depends on do not drift; weights are restored from clones.
     """
 
     rho: float = 0.05

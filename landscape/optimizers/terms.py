@@ -4,8 +4,7 @@ Every method of this package computes
 
 .. math:: \text{step} = \sum_t \nabla_\theta \Big[\tfrac1B \sum_i w_t(i)\, \ell_i\Big](\theta + \epsilon_t)
 
-so a method is a *rule*: a small frozen dataclass that looks at the batch and returns its terms :math:`(w_t,
-\epsilon_t)`.
+so a method is a *rule*: a small frozen dataclass that looks at the batch and returns its terms.
 """
 
 from __future__ import annotations
@@ -128,8 +127,7 @@ class Batch:
         """Return which examples belong to a tail class, (B,) bool."""
         assert self.labels is not None
         assert self.task.tail_classes is not None
-        tail = self.task.tail_classes.to(self.labels.device)
-        return (self.labels.unsqueeze(1) == tail).any(dim=1)
+        return (self.labels.unsqueeze(1) == self.task.tail_classes).any(dim=1)
 
     # What the engine uses.
 
