@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from landscape.data.dataset import Split
+from landscape.data.pickles import as_text
 from landscape.data.profiles import hold_out
 from landscape.errors import LandscapeError
 
@@ -22,7 +24,7 @@ DIGITS_TEST_PER_CLASS = 40
 TEST_SHARE = 0.2
 # Names that results use for lanes beside the classes.
 RESERVED_NAMES = frozenset({"head", "medium", "tail", "all"})
-_CHANNELS = (1, 3, 4)
+_CHANNELS = (1, 3)
 
 
 def read_digits() -> tuple[Split, Split, tuple[str, ...]]:
@@ -44,7 +46,7 @@ def read_arrays(data_dir: str | Path | None) -> tuple[Split, Split, tuple[str, .
     Parameters
     ----------
     data_dir
-        The file, with ``images`` (uint8; N, H, W or N, H, W, C or N, C, H, W with C of 1, 3 or 4) and ``labels``
+        The file, with ``images`` (uint8; N, H, W or N, H, W, C or N, C, H, W with C of 1 or 3) and ``labels``
         (whole numbers from 0), and optionally ``test_images``, ``test_labels``, ``class_names``.
 
     Returns
@@ -70,6 +72,8 @@ def read_arrays(data_dir: str | Path | None) -> tuple[Split, Split, tuple[str, .
     train = _checked_split(path, content, "images", "labels")
     test = _checked_split(path, content, "test_images", "test_labels") if "test_images" in content else None
     largest = max(int(s.labels.max()) for s in (train, test) if s is not None)
+    if largest >= len(train):
+        raise LandscapeError(f"{path}: label {largest} is out of range for {len(train)} training images")
     names = _checked_names(path, content.get("class_names"), largest)
     counts = train.counts(len(names))
     if min(counts) == 0:
@@ -108,13 +112,14 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise LandscapeError(f"data_dir {path} is not a file: arrays reads one .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise LandscapeError(f"{path}: expected an .npz archive, got a single array")
-            return {key: file[key] for key in file.files}
-    except LandscapeError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy leaves a path it opened itself open when the archive is damaged.
+        with path.open("rb") as handle:
+            file = np.load(handle, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError("it holds a single array")
+            with file:
+                return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise LandscapeError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
 
 
@@ -129,9 +134,10 @@ def _checked_split(path: Path, content: dict[str, NDArray[Any]], images_key: str
         )
     if len(images) != len(labels) or len(labels) == 0:
         raise LandscapeError(f"{path}: '{images_key}' has {len(images)} images, '{labels_key}' {len(labels)} labels")
-    if labels.min() < 0:
-        raise LandscapeError(f"{path}: '{labels_key}' has label {labels.min()}, out of range: labels count from 0")
-    return _split(_channels_first(path, images_key, images), labels.astype(np.int64))
+    classes = labels.astype(np.int64)
+    if classes.min() < 0:
+        raise LandscapeError(f"{path}: '{labels_key}' has label {classes.min()}, out of range: labels count from 0")
+    return _split(_channels_first(path, images_key, images), classes)
 
 
 def _channels_first(path: Path, key: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -152,7 +158,7 @@ def _checked_names(path: Path, listed: NDArray[Any] | None, largest_label: int) 
     """Return the class names, or the class numbers where none are listed."""
     if listed is None:
         return tuple(map(str, range(largest_label + 1)))
-    names = tuple(str(name) for name in np.atleast_1d(listed))
+    names = tuple(as_text(name) for name in np.atleast_1d(listed))
     if largest_label >= len(names):
         raise LandscapeError(f"{path}: label {largest_label} is out of range for {len(names)} class names")
     if len(set(names)) != len(names) or RESERVED_NAMES & set(names):

@@ -1,0 +1,108 @@
+"""Batches: every image once, the drawn crops and flips, the same numbers on every device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from landscape.data import Batches, load_dataset
+from landscape.data.batches import TRANSFORMS, augmented
+from landscape.errors import LandscapeError
+from landscape.randomness import stream
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits-lt")
+
+
+def epoch(dataset, *, name="epoch=0", device="cpu", **options):
+    options = {"batch_size": 64, "augment": True} | options
+    batches = Batches(dataset, device=device, **options)
+    return list(batches.epoch(stream(0, name)))
+
+
+def test_an_epoch_serves_every_image_once(digits):
+    pairs = epoch(digits)
+    images, labels = (torch.cat(part) for part in zip(*pairs))
+    assert len(pairs) == Batches(digits, batch_size=64, device="cpu", augment=True).num_batches == 8
+    assert (images.dtype, labels.dtype, images.shape) == (torch.float32, torch.int64, (453, 1, 8, 8))
+    order = torch.randperm(453, generator=stream(0, "epoch=0"))
+    assert torch.equal(labels, digits.train.labels[order])
+    assert torch.equal(images, digits.normalise(digits.train.images)[order])
+
+
+def test_equal_streams_give_equal_epochs(digits):
+    data = replace(digits, augmentation="shift")
+    first, again, other = (torch.cat([x for x, _ in epoch(data, name=n)]) for n in ("a", "a", "b"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_drop_last(digits):
+    assert [len(y) for _, y in epoch(digits, drop_last=True)] == [64] * 7
+    with pytest.raises(LandscapeError, match="batch_size 500 with drop_last leaves no batch of 453"):
+        epoch(digits, batch_size=500, drop_last=True)
+    with pytest.raises(LandscapeError, match="batch_size must be at least 1, got 0"):
+        epoch(digits, batch_size=0)
+    with pytest.raises(LandscapeError, match="unknown augmentation 'cutout'"):
+        epoch(replace(digits, augmentation="cutout"))
+
+
+@pytest.mark.parametrize("pad", [1, 4])
+def test_crops_and_flips_against_a_loop(pad):
+    images = torch.randint(0, 256, (40, 3, 6, 7), generator=stream(0, "images"), dtype=torch.uint8)
+    draws = torch.randint(0, 2 * pad + 1, (3, 40), generator=stream(0, "draws"))
+    draws[2] %= 2
+    result = augmented(images, draws, pad)
+    for image, (row, column, flip), out in zip(images, draws.T.tolist(), result):
+        canvas = torch.zeros(3, 6 + 2 * pad, 7 + 2 * pad, dtype=torch.uint8)
+        canvas[:, pad : pad + 6, pad : pad + 7] = image
+        expected = canvas[:, row : row + 6, column : column + 7]
+        assert torch.equal(out, expected.flip(2) if flip else expected)
+
+
+@pytest.mark.parametrize("augmentation", TRANSFORMS)
+def test_draws_cover_their_range_evenly(digits, augmentation):
+    transform = TRANSFORMS[augmentation]
+    batches = Batches(replace(digits, augmentation=augmentation), batch_size=8, device="cpu", augment=True)
+    draws = batches._draw(20_000, stream(0, augmentation))
+    places = 2 * transform.pad + 1
+    for axis in range(2):
+        counts = torch.bincount(draws[axis], minlength=places)
+        assert len(counts) == places
+        # 5 standard deviations of a binomial count
+        assert ((counts - 20_000 / places).abs() < 5 * (20_000 / places) ** 0.5).all()
+    flips = int(draws[2].sum())
+    assert flips == 0 if not transform.has_flip else abs(flips - 10_000) < 5 * 5000**0.5
+
+
+def test_without_augmentation_images_are_as_stored(digits):
+    data = replace(digits, augmentation="crop-flip")
+    plain = torch.cat([x for x, _ in epoch(data, augment=False)])
+    order = torch.randperm(453, generator=stream(0, "epoch=0"))
+    assert torch.equal(plain, data.normalise(data.train.images)[order])
+    assert not torch.equal(plain, torch.cat([x for x, _ in epoch(data)]))
+
+
+def test_the_global_generator_is_left_alone(digits):
+    before = torch.get_rng_state()
+    epoch(replace(digits, augmentation="crop-flip"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_sees_the_same_batches_and_never_waits(digits):
+    data = replace(digits, augmentation="crop-flip")
+    expected = epoch(data)
+    batches = iter(Batches(data, batch_size=64, device="cuda", augment=True).epoch(stream(0, "epoch=0")))
+    pairs = [next(batches)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pairs += list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (images, labels), (cpu_images, cpu_labels) in zip(pairs, expected, strict=True):
+        torch.testing.assert_close(images.cpu(), cpu_images, rtol=1e-6, atol=1e-6)
+        assert torch.equal(labels.cpu(), cpu_labels)
