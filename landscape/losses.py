@@ -33,7 +33,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits, labels, self.num_classes)
+        return _cross_entropy(_checked(logits, self.num_classes), labels)
 
 
 class Focal(nn.Module):
@@ -57,7 +57,7 @@ class Focal(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        ce = _cross_entropy(logits, labels, self.num_classes)
+        ce = _cross_entropy(_checked(logits, self.num_classes), labels)
         # 1 - p without cancellation; kept off 0, where a power below 2 has no second derivative.
         miss = (-torch.expm1(-ce)).clamp_min(torch.finfo(ce.dtype).tiny)
         return miss**self.gamma * ce
@@ -93,8 +93,8 @@ class LDAM(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        margins = self.margins.to(logits.dtype) * _is_target(logits, labels)
-        return _cross_entropy(self.scale * (logits - margins), labels, self.num_classes)
+        margins = self.margins.to(logits.dtype) * _is_target(_checked(logits, self.num_classes), labels)
+        return _cross_entropy(self.scale * (logits - margins), labels)
 
 
 class BalancedSoftmax(nn.Module):
@@ -116,7 +116,7 @@ class BalancedSoftmax(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.num_classes)
+        return _cross_entropy(_checked(logits, self.num_classes) + self.shifts.to(logits.dtype), labels)
 
 
 class LogitAdjusted(nn.Module):
@@ -142,7 +142,7 @@ class LogitAdjusted(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        return _cross_entropy(logits + self.shifts.to(logits.dtype), labels, self.num_classes)
+        return _cross_entropy(_checked(logits, self.num_classes) + self.shifts.to(logits.dtype), labels)
 
 
 class VectorScaling(nn.Module):
@@ -174,8 +174,10 @@ class VectorScaling(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        adjusted = logits / self.temperatures.to(logits.dtype) + self.shifts.to(logits.dtype)
-        return _cross_entropy(adjusted, labels, self.num_classes)
+        adjusted = _checked(logits, self.num_classes) / self.temperatures.to(logits.dtype) + self.shifts.to(
+            logits.dtype
+        )
+        return _cross_entropy(adjusted, labels)
 
 
 class GCL(nn.Module):
@@ -207,7 +209,7 @@ class GCL(nn.Module):
     released code divides by zero, there is no noise.
     """
 
-    generator: torch.Generator | None
+    generator: torch.Generator | None = None
     clouds: Tensor
 
     def __init__(
@@ -219,24 +221,22 @@ class GCL(nn.Module):
         self.margin = _number("margin", margin)
         self.noise_mul = _number("noise_mul", noise_mul, minimum=0)
         rarity = counts.max().log() - counts.log()
-        self.generator = None
         self.num_classes = len(counts)
         self.register_buffer("clouds", rarity / rarity.max() if rarity.max() > 0 else rarity)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,); with noise in training mode."""
-        adjusted = logits - self.margin * _is_target(logits, labels)
+        adjusted = logits - self.margin * _is_target(_checked(logits, self.num_classes), labels)
         if self.training and self.noise_mul > 0:
             adjusted = adjusted - self.noise_mul * self._noise(logits) * self.clouds.to(logits.dtype)
-        return _cross_entropy(self.scale * adjusted, labels, self.num_classes)
+        return _cross_entropy(self.scale * adjusted, labels)
 
     def _noise(self, logits: Tensor) -> Tensor:
         """Draw :math:`|u|` for each logit on the generator's device, (B, C)."""
         if self.generator is None:
             raise LandscapeError("gcl draws noise in training mode: assign loss.generator, or call loss.eval()")
-        device = self.generator.device
-        draw = torch.randn(logits.shape, generator=self.generator, device=device, dtype=logits.dtype)
-        return (draw / 3).clamp_(-1, 1).abs_().to(logits.device)
+        draw = torch.empty_like(logits, device=self.generator.device).normal_(std=1 / 3, generator=self.generator)
+        return draw.clamp_(-1, 1).abs_().to(logits.device)
 
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -248,12 +248,11 @@ LOSSES: dict[str, type[nn.Module]] = {
     "vs": VectorScaling,
     "gcl": GCL,
 }
-# Losses whose scale and margins are meant for cosines, in [-1, 1].
-COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl"})
+COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl"})  # their scales and margins are meant for cosines
 
 
 def build_loss(name: str, class_counts: Counts, **options: Any) -> nn.Module:
-    """Build a loss by name.
+    """Build a loss by name: a module ``(logits (B, C), labels (B,)) -> (B,)``, in training mode like every new one.
 
     Parameters
     ----------
@@ -263,10 +262,6 @@ def build_loss(name: str, class_counts: Counts, **options: Any) -> nn.Module:
         Training examples of each class, (C,); at least 1, except where the loss does not use them (ce, focal).
     options
         Keyword arguments of the loss's class.
-
-    Returns
-    -------
-    A module ``(logits (B, C), labels (B,)) -> (B,)``, in training mode like every new module.
 
     Raises
     ------
@@ -307,7 +302,7 @@ def class_balanced_weights(class_counts: Counts, beta: float = 0.9999) -> Tensor
     Examples
     --------
     >>> class_balanced_weights([5000, 500, 50])
-    tensor([0.0288, 0.2326, 2.7385], dtype=torch.float64)
+    tensor([0.0341, 0.2752, 2.6907], dtype=torch.float64)
     """
     counts = _counts(class_counts)
     if not 0 <= beta < 1:
@@ -385,16 +380,20 @@ def _number(name: str, value: float, *, minimum: float = -math.inf, above: float
     return float(value)
 
 
-def _is_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where a logit belongs to the label, in the type of the logits, (B, C)."""
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    return (labels[:, None] == classes).to(logits.dtype)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return the cross-entropy of each example, (B, C), (B,) -> (B,)."""
+def _checked(logits: Tensor, num_classes: int) -> Tensor:
+    """Return the logits if they are (B, C); a single column would broadcast silently."""
     if logits.dim() != 2 or logits.shape[1] != num_classes:
         raise LandscapeError(
             f"the loss is for {num_classes} classes: expected logits (B, {num_classes}), got {tuple(logits.shape)}"
         )
+    return logits
+
+
+def _is_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where a logit belongs to the label, in the type of the logits, (B, C)."""
+    return (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each example, (B, C), (B,) -> (B,)."""
     return functional.cross_entropy(logits, labels, reduction="none")

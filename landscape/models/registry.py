@@ -79,8 +79,8 @@ def build_model(
     Examples
     --------
     >>> model = build_model("resnet32", num_classes=10, in_channels=3, image_size=32)
-    >>> sum(tensor.numel() for tensor in model.state_dict().values())
-    466426
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    464154
     """
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
