@@ -1,0 +1,165 @@
+"""Every figure that files and pages hold: its name, the results it needs, and one sentence on how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+from landscape.figures.perturbations import plot_fluctuation
+from landscape.figures.scores import plot_accuracy
+from landscape.figures.spectra import plot_spectrum, plot_spectrum_map
+from landscape.figures.surfaces import plot_contours, plot_eigen_plane, plot_lines, plot_surface_3d
+from landscape.figures.verdicts import plot_curvature_against_gradient, plot_verdicts
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure: file name, group of the results, function and its options, and how to read it."""
+
+    name: str
+    group: str
+    plot: Callable[..., Any]
+    reading: str
+    options: dict[str, Any] = field(default_factory=dict)
+    needs: str = ""  # a variable that not every result has
+    single: bool = True  # for one checkpoint
+    compared: bool = True  # for several on shared axes
+    on_page: bool = True
+
+
+_PLANE = (
+    "Bowls around the cross are minima of that lane; a steep side means a nearby change of the weights costs a lot."
+)
+
+CATALOGUE: tuple[Entry, ...] = (
+    Entry(
+        "accuracy",
+        "accuracy",
+        plot_accuracy,
+        "Higher is better; the gap between head and tail is the problem under study.",
+    ),
+    Entry(
+        "accuracy-classes",
+        "accuracy",
+        plot_accuracy,
+        "Classes from most to fewest training images.",
+        {"lanes": "classes"},
+        compared=False,
+    ),
+    Entry(
+        "verdicts",
+        "spectrum",
+        plot_verdicts,
+        "One row per class or group, one column per optimizer; the words are explained in the glossary.",
+        on_page=False,
+    ),
+    Entry(
+        "spectrum",
+        "spectrum",
+        plot_spectrum,
+        "Mass left of zero is negative curvature; compare how far head and tail reach to either side, the "
+        "bars on top give the ends "
+        "with their residuals.",
+    ),
+    Entry(
+        "spectrum-classes",
+        "spectrum",
+        plot_spectrum,
+        "The same densities class by class, head first, on one scale.",
+        {"lanes": "classes", "by": "lane"},
+    ),
+    Entry(
+        "spectrum-map",
+        "spectrum",
+        plot_spectrum_map,
+        "A row per class, head at the top: bright cells hold many eigenvalues, the triangle is λmin, the "
+        "square is λmax.",
+    ),
+    Entry(
+        "curvature-against-gradient",
+        "spectrum",
+        plot_curvature_against_gradient,
+        "Negative curvature usually grows with the gradient, that is with how badly a class is fitted; only "
+        "what lies off the line is "
+        "a property of the optimizer.",
+    ),
+    Entry(
+        "fluctuation",
+        "perturbation",
+        plot_fluctuation,
+        "Each point is the change of the loss under one random change of the weights; wide clouds and high "
+        "means are fragile classes, "
+        "the bars below show the worst change found.",
+    ),
+    Entry(
+        "fluctuation-gaussian",
+        "perturbation",
+        plot_fluctuation,
+        "The same with plain Gaussian noise of a fixed size on every weight, not scaled to the filters.",
+        {"variable": "gaussian_loss_increase"},
+        needs="gaussian_loss_increase",
+        on_page=False,
+    ),
+    Entry(
+        "fluctuation-own-loss",
+        "perturbation",
+        plot_fluctuation,
+        "The same with the loss that the model was trained on; its scale differs from cross-entropy.",
+        {"variable": "own_loss_increase"},
+        needs="own_loss_increase",
+        compared=False,
+        on_page=False,
+    ),
+    Entry(
+        "lines",
+        "surface_line",
+        plot_lines,
+        "The loss along straight lines through the weights (at 0); narrow valleys are sharp, the band shows "
+        "how much directions differ.",
+    ),
+    Entry(
+        "lines-classes",
+        "surface_line",
+        plot_lines,
+        "The same, a line per class from head (blue) to tail (rust).",
+        {"lanes": "classes"},
+        compared=False,
+    ),
+    Entry("contours", "surface", plot_contours, _PLANE + " All panels share one colour scale."),
+    Entry(
+        "contours-relative",
+        "surface",
+        plot_contours,
+        "The same minus the loss at the weights: shape alone, without the level.",
+        {"relative": True},
+        on_page=False,
+    ),
+    Entry(
+        "surface-3d",
+        "surface",
+        plot_surface_3d,
+        "The same planes in space; drag to turn them. Heights share one scale.",
+    ),
+    Entry(
+        "eigen-plane",
+        "surface_eigen",
+        plot_eigen_plane,
+        "The plane of most negative and most positive curvature of one lane: if the loss falls along the "
+        "horizontal axis while the "
+        "other lanes hardly change, there is a way out that random planes do not show.",
+    ),
+)
+
+
+def available(results: Mapping[str, xr.DataTree], entry: Entry) -> dict[str, xr.Dataset]:
+    """Return ``{name: Dataset}`` for the results that hold what the figure needs."""
+    found = {}
+    for name, tree in results.items():
+        if entry.group in tree.children:
+            dataset = tree[entry.group].to_dataset()
+            if dataset.data_vars and (not entry.needs or entry.needs in dataset):
+                found[name] = dataset
+    return found

@@ -1,0 +1,213 @@
+"""Synthetic results of the contract's schema: ten classes, head, medium, tail, all; made of formulas, not measured."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+GROUPS = {"head": (0, 1, 2), "medium": (3, 4, 5, 6), "tail": (7, 8, 9)}
+CLASS_NAMES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+COUNTS = (500, 300, 180, 108, 65, 39, 23, 14, 8, 5)
+SHARPNESS = {"sgd": 1.0, "sam": 0.5, "gnm": 0.7}
+
+
+def _rng(optimizer: str, what: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(f"{optimizer}/{what}".encode()))
+
+
+def _coordinates(class_names: tuple[str, ...]) -> dict[str, Any]:
+    group_of = {c: group for group, members in GROUPS.items() for c in members}
+    kinds = ["class"] * len(class_names) + ["group"] * 3 + ["all"]
+    groups = [group_of[c] for c in range(len(class_names))] + [*GROUPS, ""]
+    return {
+        "lane": [*class_names, *GROUPS, "all"],
+        "lane_kind": ("lane", kinds),
+        "lane_group": ("lane", groups),
+    }
+
+
+def _per_lane(per_class: np.ndarray) -> np.ndarray:
+    """Class values (10, ...) followed by the pooled groups and the pooled whole."""
+    weights = np.array(COUNTS, dtype=float)
+    rows = [np.tensordot(weights[list(m)] / weights[list(m)].sum(), per_class[list(m)], 1) for m in GROUPS.values()]
+    rows.append(np.tensordot(weights / weights.sum(), per_class, 1))
+    return np.concatenate([per_class, np.stack(rows)])
+
+
+def _counts() -> np.ndarray:
+    weights = np.array(COUNTS)
+    return np.concatenate([weights, [weights[list(m)].sum() for m in GROUPS.values()], [weights.sum()]])
+
+
+def attributes(optimizer: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "optimizer": optimizer,
+        "seed": 0,
+        "normalization": "filter",
+        "batchnorm": "frozen",
+        "objective": "cross-entropy",
+        "split": "train",
+        "dtype": "float32",
+        "checkpoint_sha256": "ab12" * 16,
+        **more,
+    }
+
+
+def class_losses(optimizer: str) -> np.ndarray:
+    return np.geomspace(0.03, 1.6, 10) * (0.8 + 0.4 * SHARPNESS.get(optimizer, 0.8))
+
+
+def accuracy(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
+    correct = np.clip(0.97 - 0.06 * np.arange(10) + _rng(optimizer, "accuracy").normal(0, 0.02, 10), 0.05, 1)
+    variables = {
+        "accuracy": ("lane", _per_lane(correct)),
+        "loss": ("lane", _per_lane(class_losses(optimizer))),
+        "num_examples": ("lane", _counts()),
+    }
+    return xr.Dataset(variables, _coordinates(class_names), attributes(optimizer, "accuracy", split="test"))
+
+
+def spectrum(
+    optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, probes: int = 3, steps: int = 24
+) -> xr.Dataset:
+    rng = _rng(optimizer, "spectrum")
+    gradient = _per_lane(np.geomspace(0.4, 25.0, 10) * SHARPNESS.get(optimizer, 0.8)) * np.exp(rng.normal(0, 0.15, 14))
+    low = -1.1 * gradient**1.08 * np.exp(rng.normal(0, 0.1, 14))
+    high = 12.0 * gradient**0.8 + 5
+    values = np.full((14, probes, steps), np.nan)
+    weights = np.full((14, probes, steps), np.nan)
+    for lane in range(14):
+        for probe in range(probes):
+            length = steps - 5 * (probe == 1)  # one probe stops early
+            inner = np.sign(t := np.linspace(-1, 1, length - 2)) * np.abs(t) ** 3
+            inner = np.where(inner < 0, -inner * low[lane], inner * high[lane]) * 0.8
+            values[lane, probe, :length] = [low[lane], *inner, high[lane]]
+            raw = np.exp(-2.5 * np.log1p(np.abs(values[lane, probe, :length]) * 20)) * np.exp(
+                rng.normal(0, 0.4, length)
+            )
+            weights[lane, probe, :length] = raw / raw.sum()
+    low[0] = 0.4  # a class without negative curvature
+    values[0] = np.abs(values[0]) + 0.4
+    verdict = np.array(["slope"] * 14, dtype=object)
+    verdict[[7, 9, 12]], verdict[0], verdict[4] = "saddle", "no negative curvature", "undecided"
+    crossover = np.where(verdict == "saddle", 0.4, 2.0)
+    residual = np.abs(low) * 10 ** rng.uniform(-5, -2, 14)
+    evidence = [f"v'Hv/v'v = {a:.3g} with residual {r:.1g}; {w}." for a, r, w in zip(low, residual, verdict)]
+    lanes = {
+        "lambda_min": low,
+        "lambda_max": high,
+        "lambda_min_residual": residual,
+        "lambda_max_residual": high * 1e-4,
+        "lambda_min_lower_bound": np.where(low > 0, -0.02, low * 1.3),
+        "trace": high * 9,
+        "trace_stderr": high * 0.3,
+        "negative_energy": np.where(low > 0, 0.0, 0.3),
+        "negative_energy_stderr": np.full(14, 0.02),
+        "gradient_norm": gradient,
+        "loss": _per_lane(class_losses(optimizer)),
+        "num_examples": _counts(),
+        "noise_floor": np.full(14, 1e-4),
+        "num_hvps": np.full(14, probes * steps),
+        "crossover_radius": crossover,
+        "quadratic_radius": np.full(14, 0.9),
+        "decrease_along_v": gradient * 0.01,
+        "decrease_along_gradient": gradient * 0.05,
+        "verdict": verdict.astype(str),
+        "evidence": np.array(evidence),
+    }
+    variables = {name: ("lane", value) for name, value in lanes.items()}
+    variables["ritz_value"] = (("lane", "probe", "step"), values)
+    variables["ritz_weight"] = (("lane", "probe", "step"), weights)
+    return xr.Dataset(variables, _coordinates(class_names), attributes(optimizer, "spectrum", confidence=0.99))
+
+
+def perturbation(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, draws: int = 10) -> xr.Dataset:
+    rng = _rng(optimizer, "perturbation")
+    radius, rho, sigma = np.array([0.1, 0.25, 0.5]), np.array([0.05, 0.2]), np.array([0.01, 0.03])
+    sharp = _per_lane(np.geomspace(0.05, 2.0, 10) * SHARPNESS.get(optimizer, 0.8))
+
+    def noisy(scale: np.ndarray) -> np.ndarray:
+        mean = sharp[:, None, None] * scale[None, :, None] ** 2 * 8
+        return mean * np.exp(rng.normal(0, 0.5, (14, scale.size, draws))) - 0.05 * mean
+
+    increase = noisy(radius)
+    variables = {
+        "loss_increase": (("lane", "radius", "draw"), increase),
+        "gaussian_loss_increase": (("lane", "sigma", "draw"), noisy(sigma * 10)),
+        "worst_case_increase": (("lane", "rho"), sharp[:, None] * rho[None] * 20),
+        "one_step_increase": (("lane", "rho"), sharp[:, None] * rho[None] * 17),
+        "mean_increase": (("lane", "radius"), increase.mean(-1)),
+        "mean_increase_stderr": (("lane", "radius"), increase.std(-1, ddof=1) / np.sqrt(draws)),
+    }
+    coordinates = {**_coordinates(class_names), "radius": radius, "rho": rho, "sigma": sigma, "draw": np.arange(draws)}
+    data = xr.Dataset(variables, coordinates, attributes(optimizer, "perturbation"))
+    return data.assign(num_examples=("lane", _counts()))
+
+
+def surface(
+    optimizer: str,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    *,
+    num_alpha: int = 13,
+    num_beta: int = 9,
+    holes: bool = True,
+    kind: str = "surface",
+) -> xr.Dataset:
+    """An asymmetric bowl: alpha and beta have other ranges, other counts and other curvatures."""
+    alpha, beta = np.linspace(-1.0, 1.0, num_alpha), np.linspace(-0.6, 1.0, num_beta)
+    sharp = SHARPNESS.get(optimizer, 0.8) * np.linspace(1.0, 3.0, 10)
+    a, b = alpha[None, None, :], beta[None, :, None]
+    bowl = class_losses(optimizer)[:, None, None] + sharp[:, None, None] * (
+        a**2 + 2.5 * (b + 0.1 * a) ** 2 + 0.3 * a**3
+    )
+    loss = np.stack([_per_lane(bowl * scale + 0.02) for scale in (1.0, 1.3)])  # (pair, lane, beta, alpha)
+    loss = np.moveaxis(loss, 1, -1)
+    done = np.ones(loss.shape[:3], dtype=bool)
+    if holes:
+        done[:, 1, 2] = False  # never computed, though a number lies there
+        loss[:, 7, 9] = np.nan
+    variables = {"loss": (("pair", "beta", "alpha", "lane"), loss), "done": (("pair", "beta", "alpha"), done)}
+    coordinates = {**_coordinates(class_names), "pair": [0, 1], "alpha": alpha, "beta": beta}
+    data = xr.Dataset(variables, coordinates, attributes(optimizer, kind, units="filter norms"))
+    return data.assign(num_examples=("lane", _counts()))
+
+
+def surface_line(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, num_alpha: int = 21) -> xr.Dataset:
+    alpha = np.linspace(-1.0, 1.0, num_alpha)
+    sharp = SHARPNESS.get(optimizer, 0.8) * np.linspace(1.0, 6.0, 10)
+    pairs = [
+        _per_lane(class_losses(optimizer)[:, None] + sharp[:, None] * k * alpha**2) for k in (0.6, 0.9, 1.0, 1.4, 2.2)
+    ]
+    loss = np.moveaxis(np.stack(pairs), 1, -1)
+    variables = {"loss": (("pair", "alpha", "lane"), loss), "done": (("pair", "alpha"), np.ones(loss.shape[:2], bool))}
+    coordinates = {**_coordinates(class_names), "pair": np.arange(5), "alpha": alpha}
+    data = xr.Dataset(variables, coordinates, attributes(optimizer, "line", units="filter norms"))
+    return data.assign(num_examples=("lane", _counts()))
+
+
+def surface_eigen(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
+    plane = surface(optimizer, class_names, num_alpha=11, num_beta=15, holes=False, kind="eigen").isel(pair=[0])
+    return plane.assign_attrs(
+        lane="tail", alpha_label="along v_min of tail", beta_label="along v_max of tail", units="L2"
+    )
+
+
+def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> xr.DataTree:
+    """Every group of one checkpoint."""
+    makers = {
+        "accuracy": accuracy,
+        "spectrum": spectrum,
+        "perturbation": perturbation,
+        "surface": surface,
+        "surface_line": surface_line,
+        "surface_eigen": surface_eigen,
+    }
+    return xr.DataTree.from_dict({name: make(optimizer, class_names) for name, make in makers.items()})
+
+
+def trees(optimizers: tuple[str, ...] = ("sgd", "sam", "gnm")) -> dict[str, xr.DataTree]:
+    return {name: tree(name) for name in optimizers}
