@@ -1,0 +1,105 @@
+"""The flat vector theta and the named tensors that it stands for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Order, shapes and names of the tensors in a flat parameter vector of length n.
+
+    Attributes
+    ----------
+    names
+        Dotted parameter names, in the order of the flat vector.
+    shapes
+        Shape of each tensor.
+    filter_dims
+        The dimension of each tensor along which its output filters lie (0, or 1 for a cosine head).
+
+    Examples
+    --------
+    >>> layout = ParameterLayout.of({"w": torch.zeros(2, 3), "b": torch.zeros(2)})
+    >>> layout.num_parameters
+    8
+    >>> theta = torch.arange(8.0)
+    >>> bool((layout.flatten(layout.unflatten(theta)) == theta).all())
+    True
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    filter_dims: tuple[int, ...]
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor], *, filter_dims: Mapping[str, int] | None = None) -> ParameterLayout:
+        """Return the layout of named tensors, in their order."""
+        dims = filter_dims or {}
+        return cls(tuple(named), tuple(t.shape for t in named.values()), tuple(dims.get(name, 0) for name in named))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each tensor."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def num_parameters(self) -> int:
+        """Length n of the flat vector."""
+        return sum(self.sizes)
+
+    def unflatten(self, theta: Tensor) -> list[Tensor]:
+        """Return views of ``theta`` (n,) in the tensors' shapes; differentiable."""
+        return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes)]
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return ``unflatten`` as a dictionary from name to view."""
+        return dict(zip(self.names, self.unflatten(theta)))
+
+    def flatten(self, tree: Sequence[Tensor]) -> Tensor:
+        """Return the flat vector (n,) of tensors in this layout's order."""
+        return torch.cat([tensor.reshape(-1) for tensor in tree])
+
+
+def choose_parameters(named: Mapping[str, Tensor], choice: str, *, head_name: str | None) -> dict[str, Tensor]:
+    """Return the subset of named parameters that ``choice`` selects.
+
+    Parameters
+    ----------
+    named
+        All parameters of a model by dotted name.
+    choice
+        ``"all"``, ``"head"`` (the classifier), ``"backbone"`` (all but the classifier), or a regular expression that
+        is searched for in each name.
+    head_name
+        Dotted name of the classifier module, None where the model has none that is recognised.
+
+    Raises
+    ------
+    LandscapeError
+        If the expression is malformed or selects nothing.
+    """
+    if choice == "all":
+        return dict(named)
+    if choice in ("head", "backbone"):
+        if head_name is None:
+            raise LandscapeError(f"--params {choice} needs a model whose last layer is linear; give a regular expression instead")
+        is_head = {name: name.startswith(f"{head_name}.") for name in named}
+        return {name: t for name, t in named.items() if is_head[name] == (choice == "head")}
+    try:
+        pattern = re.compile(choice)
+    except re.error as error:
+        raise LandscapeError(f"--params: '{choice}' is not a regular expression ({error})") from None
+    chosen = {name: t for name, t in named.items() if pattern.search(name)}
+    if not chosen:
+        shown = ", ".join(list(named)[:4])
+        raise LandscapeError(f"--params: '{choice}' matches none of the {len(named)} parameters ({shown}, ...)")
+    return chosen

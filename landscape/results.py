@@ -1,0 +1,216 @@
+"""What a measurement is made of: names and dimensions, files, and the journal of finished blocks. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from landscape.errors import LandscapeError
+
+# Variables that a group must have, with their dimensions; measurements may add more.
+SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
+    "accuracy": dict.fromkeys(("accuracy", "loss", "num_examples"), ("lane",)),
+    "spectrum": {
+        "ritz_value": ("lane", "probe", "step"),
+        "ritz_weight": ("lane", "probe", "step"),
+        **dict.fromkeys(
+            (
+                "lambda_min",
+                "lambda_max",
+                "lambda_min_residual",
+                "lambda_max_residual",
+                "lambda_min_lower_bound",
+                "trace",
+                "trace_stderr",
+                "negative_energy",
+                "negative_energy_stderr",
+                "gradient_norm",
+                "loss",
+                "num_examples",
+                "noise_floor",
+                "num_hvps",
+                "crossover_radius",
+                "quadratic_radius",
+                "verdict",
+            ),
+            ("lane",),
+        ),
+    },
+    "perturbation": {"loss_increase": ("lane", "radius", "draw"), "worst_case_increase": ("lane", "rho")},
+    "surface": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
+    "surface_line": {"loss": ("pair", "alpha", "lane"), "done": ("pair", "alpha")},
+    "surface_eigen": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
+}
+
+PACKAGES = ("landscape-longtail", "torch", "numpy", "scipy", "xarray")
+
+
+def validate(group: str, dataset: xr.Dataset) -> xr.Dataset:
+    """Return ``dataset`` if it has the variables and dimensions of its group, else raise LandscapeError."""
+    for name, dims in SCHEMA[group].items():
+        if name not in dataset:
+            raise LandscapeError(f"results group '{group}': variable '{name}' is missing")
+        if dataset[name].dims != dims:
+            raise LandscapeError(f"results group '{group}': '{name}' should have dimensions {dims}, got {dataset[name].dims}")
+    return dataset
+
+
+def versions() -> str:
+    """Return the versions of what computes the numbers, as one line."""
+    found = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _plain_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if value is None:
+            continue
+        if isinstance(value, (str, int, float, np.integer, np.floating)) and not isinstance(value, bool):
+            plain[str(key)] = value
+        elif isinstance(value, bool):
+            plain[str(key)] = str(value)
+        else:
+            plain[str(key)] = json.dumps(value, default=str)
+    return plain
+
+
+def save_results(results: xr.DataTree | Mapping[str, xr.Dataset], path: str | Path) -> Path:
+    """Write result groups to one netCDF file, complete or not at all.
+
+    Parameters
+    ----------
+    results
+        A DataTree, or a mapping from group name to Dataset.
+    path
+        File to write; it is replaced in one step when the new one is complete.
+
+    Raises
+    ------
+    LandscapeError
+        If the folder cannot be written.
+    """
+    path = Path(path)
+    groups = results if isinstance(results, Mapping) and not isinstance(results, xr.DataTree) else _groups(results)
+    clean = {}
+    for name, dataset in groups.items():
+        dataset = dataset.copy()
+        dataset.attrs = _plain_attributes(dataset.attrs)
+        clean[f"/{name}"] = dataset
+    tree = xr.DataTree.from_dict(clean)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LandscapeError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to") from None
+    return path
+
+
+def _groups(tree: Any) -> dict[str, xr.Dataset]:
+    return {name: node.to_dataset() for name, node in tree.children.items()}
+
+
+def load_results(path: str | Path) -> xr.DataTree:
+    """Read a results file completely into memory and close it.
+
+    Raises
+    ------
+    LandscapeError
+        If the file is missing or is not a results file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LandscapeError(f"no results file at {path}: expected a .nc file written by landscape")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise LandscapeError(f"{path} is not a results file of landscape, or is damaged ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that replaces it in one step on success and vanishes on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Journal:
+    """Finished blocks of a long measurement, one small file each, never computed twice.
+
+    A block is a dictionary of arrays. Blocks belong to one *recipe* (everything that decides their values); a folder
+    with another recipe's blocks is left alone, because the recipe's digest is part of the file names.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     journal = Journal(folder, {"seed": 0})
+    ...     first = journal.block("row=0", lambda: {"loss": np.arange(3.0)})
+    ...     again = journal.block("row=0", lambda: 1 / 0)
+    >>> again["loss"].tolist()
+    [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, folder: str | Path, recipe: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        text = json.dumps(recipe, sort_keys=True, default=str)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LandscapeError(f"cannot write {self.folder}: {error.strerror}; choose another output folder") from None
+
+    def path(self, name: str) -> Path:
+        """Return the file of a block."""
+        safe = "".join(ch if ch.isalnum() or ch in "=-." else "_" for ch in name)
+        return self.folder / f"{self.digest}.{safe}.npz"
+
+    def block(self, name: str, compute: Any) -> dict[str, np.ndarray]:
+        """Return the block from its file, or compute it (a call without arguments) and keep it."""
+        path = self.path(name)
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    return {key: stored[key] for key in stored.files}
+            except (OSError, ValueError, EOFError):
+                path.unlink()
+        arrays = {key: np.asarray(value) for key, value in compute().items()}
+        with writing_atomically(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        return arrays
+
+    def clear(self) -> None:
+        """Remove this recipe's blocks (after the merged result was written) and the folder if nothing else is in it."""
+        for path in self.folder.glob(f"{self.digest}.*.npz"):
+            path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def keep_block(journal: Journal | None, name: str, compute: Any) -> dict[str, np.ndarray]:
+    """Return ``journal.block(name, compute)``, or just the computed arrays where there is no journal."""
+    if journal is not None:
+        return journal.block(name, compute)
+    return {key: np.asarray(value) for key, value in compute().items()}

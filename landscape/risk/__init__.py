@@ -1,0 +1,18 @@
+"""The risk split by class: toys and networks behind one protocol."""
+
+from landscape.risk.analytic import AnalyticRisk
+from landscape.risk.lanes import GroupAverage, LaneChoice, Lanes, choose_lanes
+from landscape.risk.model import ModelRisk, precise_arithmetic
+from landscape.risk.protocol import ClassRisk, HessianProduct
+
+__all__ = [
+    "AnalyticRisk",
+    "ClassRisk",
+    "GroupAverage",
+    "HessianProduct",
+    "LaneChoice",
+    "Lanes",
+    "ModelRisk",
+    "choose_lanes",
+    "precise_arithmetic",
+]

@@ -1,0 +1,410 @@
+"""A network's risk split by class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.errors import LandscapeError
+from landscape.layout import ParameterLayout, choose_parameters
+from landscape.losses import build_loss
+from landscape.models import NormedLinear, find_head
+from landscape.risk.examples import Examples, Transform, available_memory, read_examples
+from landscape.risk.proof import prove_deterministic
+from landscape.risk.protocol import HessianProduct
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+# Chunks on a CPU: large enough to amortise the launches, small enough that fresh allocations stay cheap.
+CPU_CHUNK_BYTES = 256 << 20
+GPU_CHUNK_BYTES = 4 << 30
+MAX_CHUNK = 4096
+
+
+@contextmanager
+def precise_arithmetic() -> Iterator[None]:
+    """Give deterministic, full-precision kernels that can be differentiated twice, and put the settings back after.
+
+    TF32 noise (about 1e-3) would swamp a ratio |lambda_min| / lambda_max of 0.01; the fused attention kernels have
+    no second derivative.
+    """
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+def per_example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return plain cross-entropy (B,) of logits (B, C), whatever the training loss was."""
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+class ModelRisk:
+    """Class losses of a classifier on fixed data, as functions of its (chosen) parameters.
+
+    The model is copied, put into evaluation mode (BatchNorm uses its running statistics, dropout is off) and never
+    touched again; the data are sorted by class and stay on the device. Losses are per example; sums per class
+    accumulate in float64 and are divided once, by the class count. The constructor proves that two evaluations
+    agree bit for bit (on a CPU) and that another chunking agrees to rounding; if not, it refuses.
+
+    Parameters
+    ----------
+    model
+        Maps inputs (B, ...) to logits (B, C). A compiled or data-parallel wrapper is taken off.
+    data
+        ``(inputs, labels)`` tensors, a :class:`landscape.data.Split`, or an iterable of such batches, read once.
+    loss
+        A name in :data:`landscape.losses.LOSSES`, or a callable (logits (B, C), labels (B,)) -> (B,) per example.
+    params
+        ``"all"``, ``"head"``, ``"backbone"`` or a regular expression on parameter names.
+    transform
+        Optional map (stored inputs, dtype) -> model inputs, applied chunk by chunk.
+    dtype
+        ``torch.float32`` (default: the model's own) or ``torch.float64``.
+    device
+        Where to compute; by default where the model is.
+    class_names, train_counts, groups
+        Names of the classes, training examples per class (for losses that need them; by default the counts of
+        ``data``) and the head, medium and tail classes.
+    memory_budget
+        Bytes for the retained graphs of Hessian products; by default a quarter of what is free.
+    chunk_size
+        Examples per forward pass; by default from the measured size of the activations.
+
+    Raises
+    ------
+    LandscapeError
+        If the data, labels, loss or parameters do not fit, a weight is not finite, or evaluations are not repeatable.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 3, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.zero_()
+    >>> risk = ModelRisk(model, (torch.ones(4, 2), torch.tensor([0, 0, 1, 2])))
+    >>> [round(value, 4) for value in risk.losses(risk.theta).tolist()]  # log 3 at zero weights
+    [1.0986, 1.0986, 1.0986]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        loss: str | PerExampleLoss = "ce",
+        params: str = "all",
+        transform: Transform | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        class_names: Sequence[str] | None = None,
+        train_counts: Sequence[int] | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        memory_budget: int | None = None,
+        chunk_size: int | None = None,
+        attributes: Mapping[str, object] | None = None,
+    ) -> None:
+        own = _private_copy(model)
+        first = next(own.parameters(), None)
+        if first is None:
+            raise LandscapeError("the model has no parameters: there is no weight space to study")
+        self.dtype = dtype if dtype is not None else first.dtype
+        self.device = torch.device(device) if device is not None else first.device
+        self._model = own.to(device=self.device, dtype=self.dtype)
+        _require_finite(self._model)
+        inputs, labels = read_examples(data)
+        num_outputs = _count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
+        self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
+        self._set_classes(num_outputs, class_names, groups)
+        self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
+        self._set_loss(loss)
+        self._set_parameters(params)
+        self._chunk_size = chunk_size
+        self._memory_budget = memory_budget
+        self._bytes_per_example = self._measure_activations()
+        self.attributes: dict[str, object] = {
+            "objective": self.loss_name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "parameters": params,
+            "num_parameters": self.layout.num_parameters,
+            "batchnorm": "frozen",
+            **(attributes or {}),
+        }
+        self._rebuild = {
+            "params": params,
+            "class_names": self.class_names,
+            "train_counts": self.train_counts,
+            "groups": self.groups,
+            "attributes": attributes,
+        }
+        prove_deterministic(self)
+
+    # ---- construction -------------------------------------------------------------------------------------------
+
+    def _set_classes(
+        self, num_outputs: int, class_names: Sequence[str] | None, groups: Mapping[str, Sequence[int]] | None
+    ) -> None:
+        self.class_counts = self._examples.counts
+        self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_outputs)))
+        if len(self.class_names) != num_outputs:
+            raise LandscapeError(
+                f"wrong number of classes: the model has {num_outputs} outputs, the data set {len(self.class_names)} classes"
+            )
+        self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
+
+    def _set_loss(self, loss: str | PerExampleLoss) -> None:
+        if isinstance(loss, str):
+            self.loss_name = loss
+            loss = build_loss(loss, self.train_counts)
+        else:
+            self.loss_name = getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
+        if isinstance(loss, nn.Module):
+            loss = copy.deepcopy(loss).eval().to(device=self.device, dtype=self.dtype)
+        self.loss: PerExampleLoss = loss
+
+    def _set_parameters(self, params: str) -> None:
+        named = dict(self._model.named_parameters())
+        try:
+            head_name: str | None = find_head(self._model)[0]
+        except LandscapeError:
+            head_name = None
+        filter_dims = {
+            f"{name}.weight" if name else "weight": 1
+            for name, module in self._model.named_modules()
+            if isinstance(module, NormedLinear)
+        }
+        chosen = choose_parameters(named, params, head_name=head_name)
+        self.layout = ParameterLayout.of(chosen, filter_dims=filter_dims)
+        self.theta = self.layout.flatten([t.detach() for t in chosen.values()])
+        self._frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
+        self._buffers = dict(self._model.named_buffers())
+
+    def _measure_activations(self) -> int:
+        """Return the bytes that one example's graph keeps for a backward pass (weights not counted)."""
+        num = min(2, len(self._examples.labels))
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            if tensor.dim() > 0 and tensor.shape[0] == num:  # per-example tensors; weights are shared
+                total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        point = self.theta.detach().requires_grad_()
+        with precise_arithmetic(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.per_example(point, slice(0, num))
+        return max(total // num, 1)
+
+    @property
+    def chunk_size(self) -> int:
+        """Examples per forward pass with gradients."""
+        if self._chunk_size is not None:
+            return self._chunk_size
+        budget = GPU_CHUNK_BYTES if self.device.type == "cuda" else CPU_CHUNK_BYTES
+        return max(1, min(MAX_CHUNK, budget // (2 * self._bytes_per_example)))
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes for retained graphs."""
+        if self._memory_budget is not None:
+            return self._memory_budget
+        return available_memory(self.device) // 4
+
+    def in_float64(self) -> ModelRisk:
+        """Return the same risk in float64: the measure of what rounding does to this one."""
+        return self if self.dtype == torch.float64 else self._sibling(self._examples, torch.float64)
+
+    def restricted(self, rows: Tensor) -> ModelRisk:
+        """Return the same risk on some rows of the class-sorted examples (ascending row numbers)."""
+        return self._sibling(self._examples.subset(rows), self.dtype)
+
+    def _sibling(self, examples: Examples, dtype: torch.dtype) -> ModelRisk:
+        clone = copy.copy(self)
+        clone.dtype = dtype
+        clone._model = copy.deepcopy(self._model).to(dtype)
+        clone._examples = examples
+        clone.class_counts = examples.counts
+        if isinstance(self.loss, nn.Module):
+            clone.loss = copy.deepcopy(self.loss).to(dtype)
+        clone._set_parameters(str(self._rebuild["params"]))
+        clone.theta = self.theta.to(dtype)
+        clone._bytes_per_example = self._bytes_per_example * dtype.itemsize // self.dtype.itemsize
+        clone.attributes = {**self.attributes, "dtype": str(dtype).removeprefix("torch.")}
+        return clone
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def logits(self, theta: Tensor, rows: slice) -> Tensor:
+        """Return the logits (rows, C) at theta."""
+        tensors = {**self._frozen, **self._buffers, **self.layout.named(theta)}
+        return functional_call(self._model, tensors, (self._examples.read(rows, self.dtype),))
+
+    def per_example(self, theta: Tensor, rows: slice) -> Tensor:
+        """Return the per-example losses (rows,) at theta, differentiable."""
+        losses = self.loss(self.logits(theta, rows), self._examples.labels[rows])
+        expected = (rows.stop - rows.start,)
+        if tuple(losses.shape) != expected:
+            raise LandscapeError(
+                f"loss '{self.loss_name}': expected one value per example {expected}, got {tuple(losses.shape)}; "
+                "use reduction='none'"
+            )
+        return losses
+
+    def _classes(self, classes: Sequence[int] | None) -> list[int]:
+        chosen = range(len(self.class_names)) if classes is None else classes
+        return [c for c in chosen if self.class_counts[c] > 0]
+
+    def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """Return (C,) float64 mean losses; NaN for classes not asked for or without examples."""
+        return self.evaluate(theta, classes)["loss"]
+
+    @torch.no_grad()
+    def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return ``loss``, ``cross_entropy`` and ``accuracy``, each (C,) float64, from one forward pass."""
+        names = ("loss", "cross_entropy", "accuracy")
+        num_classes = len(self.class_names)
+        sums = torch.zeros(len(names), num_classes, dtype=torch.float64, device=self.device)
+        wanted = self._classes(classes)
+        with precise_arithmetic():
+            for rows in self._examples.chunks(wanted, self.chunk_size):
+                logits, labels = self.logits(theta, rows), self._examples.labels[rows]
+                own = self.loss(logits, labels)
+                plain = own if self.loss_name == "ce" else per_example_cross_entropy(logits, labels)
+                values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
+                sums += values @ functional.one_hot(labels, num_classes).double()
+        counts = torch.full((num_classes,), torch.nan, dtype=torch.float64)
+        counts[wanted] = self.class_counts[wanted].double()
+        means = sums.cpu() / counts
+        return dict(zip(names, means))
+
+    # ---- derivatives --------------------------------------------------------------------------------------------
+
+    def _coefficients(self, weights: Tensor) -> Tensor:
+        """Return (B, N): example i enters lane b with weights[b, y_i] / n_{y_i}."""
+        per_class = weights.double().cpu() / self.class_counts.clamp_min(1)
+        return per_class.to(self.device)[:, self._examples.labels].to(self.dtype)
+
+    def _support(self, row: Tensor) -> list[int]:
+        return self._classes(torch.nonzero(row.cpu() != 0)[:, 0].tolist())
+
+    def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Return (B, n): row b is the gradient of ``sum_c weights[b, c] L_c``; one forward pass serves all rows."""
+        coefficients = self._coefficients(weights)
+        supports = [set(self._support(row)) for row in weights]
+        out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
+        point = theta.detach().requires_grad_()
+        offsets = self._examples.offsets
+        with precise_arithmetic():
+            for rows in self._examples.chunks(sorted(set().union(*supports)), self.chunk_size):
+                present = {c for c in range(len(offsets) - 1) if offsets[c] < rows.stop and offsets[c + 1] > rows.start}
+                losses = self.per_example(point, rows)
+                for b, support in enumerate(supports):
+                    if support & present:
+                        (gradient,) = torch.autograd.grad(
+                            losses, point, coefficients[b, rows], retain_graph=True, materialize_grads=True
+                        )
+                        out[b] += gradient
+        return out.to(self.dtype)
+
+    def hvps(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+        """Return (B, n): row b is ``sum_c weights[b, c] H_c vectors[b]``."""
+        with self.hessian(theta, weights) as product:
+            return product(vectors[:, None])[:, 0]
+
+    @contextmanager
+    def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
+        """Give a product (B, P, n) -> (B, P, n); the first backward's graphs stay while the memory budget lasts.
+
+        A retained graph costs 2 gradients per product, a fresh one 3. Chunk sums are added in float64.
+        """
+        coefficients = self._coefficients(weights)
+        size = chunk_size or self.chunk_size
+        work = [(b, rows) for b, row in enumerate(weights) for rows in self._examples.chunks(self._support(row), size)]
+        budget = self.memory_budget
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def build(b: int, rows: slice) -> tuple[Tensor, Tensor]:
+            point = theta.detach().requires_grad_()
+            losses = self.per_example(point, rows)
+            (gradient,) = torch.autograd.grad(
+                losses, point, coefficients[b, rows], create_graph=True, materialize_grads=True
+            )
+            return gradient, point
+
+        for index, (b, rows) in enumerate(work):
+            budget -= 2 * self._bytes_per_example * (rows.stop - rows.start)
+            if budget < 0:
+                break
+            with precise_arithmetic():
+                kept[index] = build(b, rows)
+
+        def product(vectors: Tensor) -> Tensor:
+            out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
+            with precise_arithmetic():
+                for index, (b, rows) in enumerate(work):
+                    gradient, point = kept[index] if index in kept else build(b, rows)
+                    if not gradient.requires_grad:
+                        continue
+                    for p, vector in enumerate(vectors[b]):
+                        (part,) = torch.autograd.grad(
+                            gradient, point, vector, retain_graph=True, materialize_grads=True
+                        )
+                        out[b, p] += part
+            return out.to(vectors.dtype)
+
+        try:
+            yield product
+        finally:
+            kept.clear()
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    inner = model
+    while True:
+        if hasattr(inner, "_orig_mod"):  # torch.compile: no double backward through it
+            inner = inner._orig_mod
+        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        else:
+            break
+    return copy.deepcopy(inner).eval().requires_grad_(False)
+
+
+def _require_finite(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise LandscapeError(
+                f"the weights are not finite: '{name}' holds {bad} NaN or infinite entries of {tensor.numel()}; "
+                "the training diverged or the file is damaged"
+            )
+
+
+@torch.no_grad()
+def _count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> int:
+    inputs = stored.to(dtype) if transform is None and stored.is_floating_point() else stored
+    if transform is not None:
+        inputs = transform(stored, dtype)
+    try:
+        logits = model(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first_line = str(error).splitlines()[0]
+        raise LandscapeError(f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")
+    return logits.shape[1]

@@ -1,0 +1,105 @@
+"""What a Lanczos run proves about the smallest eigenvalue, and the verdict per lane."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["saddle", "slope", "no negative curvature", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("saddle", "slope", "no negative curvature", "undecided")
+
+
+def missed_fraction(num_steps: int, num_parameters: int, failure_probability: float) -> float:
+    r"""Return the fraction epsilon of the range by which a run may miss an extreme eigenvalue.
+
+    .. math:: P[\theta_{\min} > \lambda_{\min} + \epsilon (\lambda_{\max} - \lambda_{\min})]
+              \le 1.648 \sqrt{n}\, e^{-\sqrt{\epsilon} (2 m - 1)}
+
+    for a start vector uniform on the sphere and m steps. Source: Kuczynski and Wozniakowski, *Estimating the largest
+    eigenvalue by the power and Lanczos algorithms with a random start*, SIAM J. Matrix Anal. Appl. 13, 1992.
+    """
+    root = math.log(1.648 * math.sqrt(num_parameters) / failure_probability) / (2 * num_steps - 1)
+    return max(root, 0.0) ** 2
+
+
+def steps_to_exclude(fraction: float, num_parameters: int, failure_probability: float) -> int:
+    """Return the steps after which a run misses an extreme by at most ``fraction`` of the range."""
+    root = math.log(1.648 * math.sqrt(num_parameters) / failure_probability)
+    return math.ceil((max(root, 0.0) / math.sqrt(fraction) + 1) / 2)
+
+
+def lower_bound(
+    ritz_min: float,
+    ritz_max: float,
+    *,
+    num_steps: int,
+    num_parameters: int,
+    failure_probability: float,
+    noise: float,
+    is_exhausted: bool,
+) -> float:
+    """Return a bound that lies below lambda_min with probability 1 - failure_probability.
+
+    An exhausted Krylov space of a random start holds every eigenvalue (with probability one): then only rounding is
+    subtracted. Otherwise the range is bounded from the same run, half of the failure probability for either end.
+    Minus infinity where the run is too short to say anything.
+    """
+    if is_exhausted or num_steps >= num_parameters:
+        return ritz_min - noise
+    fraction = missed_fraction(num_steps, num_parameters, failure_probability / 2)
+    if fraction >= 0.45:
+        return -math.inf
+    return ritz_min - fraction * (ritz_max - ritz_min) / (1 - 2 * fraction) - noise
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on, for one lane; curvatures in units of loss per squared weight."""
+
+    lambda_min: float
+    residual: float
+    noise: float
+    lambda_max: float
+    lower_bound: float
+    gradient_norm: float
+    crossover_radius: float
+    quadratic_radius: float
+    steps_to_decide: int
+
+
+def is_negative(evidence: Evidence, threshold: float) -> bool:
+    """Whether negative curvature is certified and larger than ``threshold`` times lambda_max."""
+    certified = evidence.lambda_min + evidence.residual + evidence.noise < 0
+    return certified and -evidence.lambda_min > threshold * max(evidence.lambda_max, 0.0)
+
+
+def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
+    """Return the verdict of a lane and one sentence of evidence.
+
+    ``saddle``: certified negative curvature above the threshold, and it outweighs the slope within the radius where
+    the quadratic model holds (crossover_radius < quadratic_radius). ``slope``: the same curvature, but the gradient
+    wins. ``no negative curvature``: lambda_min >= -threshold lambda_max with the stated probability. Else ``undecided``.
+    """
+    e = evidence
+    error = e.residual + e.noise
+    ratio = -e.lambda_min / e.lambda_max if e.lambda_max > 0 else math.inf
+    if is_negative(e, threshold):
+        if e.crossover_radius < e.quadratic_radius:
+            return "saddle", (
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) outweighs the slope "
+                f"beyond radius {e.crossover_radius:.2g}, and the loss stays quadratic up to {e.quadratic_radius:.2g}"
+            )
+        reach = f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
+        return "slope", (
+            f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max), but the gradient "
+            f"{e.gradient_norm:.2g} outweighs it up to radius {e.crossover_radius:.2g}, and the loss {reach}"
+        )
+    if e.lower_bound >= -threshold * max(e.lambda_max, 0.0) - e.noise:
+        return "no negative curvature", (
+            f"lambda_min >= {e.lower_bound:.3g} with the stated probability, which is above -{threshold:g} lambda_max"
+        )
+    return "undecided", (
+        f"smallest Ritz value {e.lambda_min:.3g} ± {error:.1g}, bound {e.lower_bound:.3g}: "
+        f"{e.steps_to_decide} Lanczos steps would decide at threshold {threshold:g}"
+    )
