@@ -12,9 +12,7 @@ from landscape.errors import LandscapeError
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for ``_codecs.encode``, by which Python 3 pickles bytes in protocol 2; text encodings only."""
-    if encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
+    """Stand in for ``_codecs.encode``, by which Python 3 pickles bytes in protocol 2; ``str`` has text codecs only."""
     return text.encode(encoding)
 
 
