@@ -100,12 +100,13 @@ def class_conditional_ascent(
     3. The bound. The radius grows like the inverse root of the gradient, so without it the better a class is fitted,
        the farther it is pushed away.
     """
-    rarity = (num_parameters / (class_counts - 1).clamp_min(1)) ** 0.25
+    # In the gradients' precision: dividing by an integer tensor would round to the default dtype.
+    rarity = (num_parameters / (class_counts - 1).clamp_min(1).to(gradients[0].dtype)) ** 0.25
     steps = []
     for gradient in gradients:
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         guarded = torch.where(norms > 0, norms, 1)
-        radii = noise_ratio * torch.sqrt(theta_norm / (2 * guarded)) * rarity.to(gradient.dtype)
+        radii = noise_ratio * torch.sqrt(theta_norm / (2 * guarded)) * rarity
         if max_relative_radius is not None:
             radii = torch.minimum(radii, max_relative_radius * theta_norm)
         steps.append(gradient * (radii / guarded).reshape(-1, *[1] * (gradient.dim() - 1)))

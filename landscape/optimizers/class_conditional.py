@@ -52,8 +52,9 @@ class CCSAM:
 
     1. The defaults of ``noise_ratio`` and ``max_relative_radius``. With nu = 1 the radius is as long as the
        classifier's weights when training starts, and it grows like the inverse root of g_c while a class is fitted:
-       small networks on long-tailed digits then end at chance, and at a learning rate of 0.1 even nu = 0.01 diverges. A bound of 0.05
-       holds every nu; with nu = 0.01 only classes that are fitted reach it, so the radii still differ by class.
+       small networks on long-tailed digits then end at chance, and at a learning rate of 0.1 even nu = 0.01
+       diverges. A bound of 0.05 holds every nu; with nu = 0.01 only classes that are fitted reach it, so the radii
+       still differ by class.
        Without a bound, ``noise_ratio=1`` is the paper and ``noise_ratio=1e-6`` the release.
     2. Classes of one example and zero gradients stay finite, see
        :func:`landscape.directions.class_conditional_ascent`.
@@ -158,10 +159,11 @@ def class_gradients(
     The losses are differentiated up to the logits only; from there all slots share one batched product with the head.
     """
     (at_logits,) = torch.autograd.grad(losses, logits, torch.ones_like(losses), retain_graph=True)  # (B, C)
-    mean = is_member / is_member.sum(dim=1, keepdim=True).clamp_min(1)  # (K, B)
+    members = is_member.to(logits.dtype)
+    mean = members / members.sum(dim=1, keepdim=True).clamp_min(1)  # (K, B)
     detached = features.detach()
     pull_back = vjp(lambda p: functional_call(head, p, (detached,)), {name: p.detach() for name, p in params.items()})[
         1
     ]
-    (gradients,) = vmap(pull_back)(mean.to(logits.dtype).unsqueeze(2) * at_logits)
+    (gradients,) = vmap(pull_back)(mean.unsqueeze(2) * at_logits)
     return gradients

@@ -128,7 +128,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             raise LandscapeError(f"{self.rule.name}: step needs a closure that returns per-example losses, got None")
         if labels is None and "labels" in self.rule.needs:
             raise LandscapeError(f"{self.rule.name} needs the labels of the batch, got none: step(closure, labels=y)")
-        if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        if labels is not None and (labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool):
             raise LandscapeError(
                 f"labels must be class indices of shape (B,), got {labels.dtype} of shape {tuple(labels.shape)}: "
                 "for mixed examples pass the labels of the dominant images"
@@ -142,7 +142,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         batch = Batch(
             closure,
             params,
-            labels,
+            None if labels is None else labels.long(),
             names=self._names_of(params) if "names" in self.rule.needs else (),
             task=self.task,
             epoch=self.epoch,
