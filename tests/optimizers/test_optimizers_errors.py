@@ -1,0 +1,101 @@
+"""Every error message names the offending value and says what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from optimizer_cases import CLASS_COUNTS, SGD_OPTIONS, build, closure_of, criterion, make_batch, make_model, weights
+
+from landscape.errors import LandscapeError
+from landscape.optimizers import OPTIMIZERS, build_optimizer
+
+every_method = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@every_method
+def test_every_rule_rejects_a_closure_that_averages(name):
+    model, (x, y) = make_model(), make_batch()
+    with pytest.raises(LandscapeError, match=r'per-example losses of shape \(B,\), got shape \(\).*reduction="none"'):
+        build(name, model).step(lambda: criterion(model(x), y).mean(), labels=y)
+
+
+@every_method
+def test_every_rule_rejects_losses_without_a_graph(name):
+    model, (x, y) = make_model(), make_batch()
+    with pytest.raises(LandscapeError, match="needs no gradient"):
+        build(name, model).step(lambda: criterion(model(x), y).detach(), labels=y)
+
+
+def test_bad_calls_are_named():
+    model, (x, y) = make_model(), make_batch()
+    closure = closure_of(model, x, y)
+    with pytest.raises(LandscapeError, match="imbsam needs the labels"):
+        build("imbsam", model).step(closure)
+    with pytest.raises(LandscapeError, match=r"one class index per loss, \(12,\), got \(11,\)"):
+        build("imbsam", model).step(closure, labels=y[1:])
+    with pytest.raises(LandscapeError, match=r"class indices of shape \(B,\), got torch.float64 of shape \(12, 4\)"):
+        build("imbsam", model).step(closure, labels=torch.eye(4).double().repeat(3, 1))
+    with pytest.raises(LandscapeError, match="got float"):
+        build("sam", model).step(lambda: 1.0)
+    with pytest.raises(LandscapeError, match="sam: step needs a closure"):
+        build("sam", model).step(None)
+    with pytest.raises(LandscapeError, match="got epoch 4 of 4"):
+        build("sam", model).start_epoch(4, 4)
+    with pytest.raises(LandscapeError, match="state of 'sam' into 'gnm'"):
+        build("gnm", model).load_state_dict(build("sam", model).state_dict())
+    optimizer = build_optimizer("ssesam", model.parameters(), tail_classes=[3])
+    with pytest.raises(LandscapeError, match="ssesam changes during training"):
+        optimizer.step(closure, labels=y)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("smm", {}, "unknown optimizer 'smm': did you mean 'sam'"),
+        ("sam", {"rh": 0.1}, "unknown option of sam 'rh': did you mean 'rho'"),
+        ("sam", {"rho": -0.1}, "sam: rho must be a finite number >= 0, got -0.1"),
+        ("sam", {"rho": float("nan")}, "got nan"),
+        ("sam", {"rho": "big"}, "got 'big'"),
+        ("asam", {"eta": -1.0}, "asam: eta .* got -1.0"),
+        ("asam", {"variant": "other"}, "asam: variant must be one of official, all-parameters, got 'other'"),
+        ("imbsam", {"tail_weight": -2}, "tail_weight .* got -2"),
+        ("imbsam", {"tail_classes": []}, "tail_classes is empty"),
+        ("imbsam", {"tail_classes": None, "eta": 5}, r"no class has fewer than eta = 5 examples \(the rarest has 5\)"),
+        ("imbsam", {"tail_classes": None, "class_counts": None}, "got neither tail_classes nor class_counts"),
+        ("ssesam", {"gamma": 1.5}, "gamma must be a finite number >= 0 and <= 1, got 1.5"),
+        ("ssesam", {"rho_head": -1}, "rho_head .* got -1"),
+        ("ssesam", {"rho_tail": -1}, "rho_tail .* got -1"),
+        ("gnm", {"sigma": -1}, "sigma .* got -1"),
+        ("gnm", {"clip": -1}, "clip .* got -1"),
+        ("gnm", {"decay_every": 0}, "decay_every .* >= 1, got 0"),
+        ("gnm", {"schedule": "x"}, "schedule must be one of described, released, got 'x'"),
+        ("ccsam", {"flat_ratio": 2.0}, "flat_ratio .* got 2.0"),
+        ("ccsam", {"noise_ratio": -1.0}, "noise_ratio .* got -1.0"),
+        ("ccsam", {"max_relative_radius": -1.0}, "max_relative_radius .* got -1.0"),
+        ("ccsam", {"model": None}, "ccsam needs model, got none"),
+        ("ccsam", {"criterion": None}, "ccsam needs criterion, got none"),
+        ("ccsam", {"class_counts": None}, "ccsam needs class_counts, got none"),
+        ("sam", {"bn_statistics": "first-pass", "model": None}, "bn_statistics='first-pass' needs the model"),
+        ("sam", {"bn_statistics": "never"}, "every-pass or first-pass, got 'never'"),
+    ],
+)
+def test_bad_options_are_named(name, changes, message):
+    model = make_model()
+    settings = {"model": model, "criterion": criterion, "class_counts": CLASS_COUNTS, "tail_classes": [3], **changes}
+    with pytest.raises(LandscapeError, match=message):
+        build_optimizer(name, model.parameters(), base_options=SGD_OPTIONS, **settings)
+
+
+def test_asam_takes_names_from_the_model_or_the_parameters():
+    x, y = make_batch()
+    results = []
+    for named in (False, True):
+        model = make_model()
+        params = model.named_parameters() if named else model.parameters()
+        optimizer = build_optimizer("asam", params, base_options=SGD_OPTIONS, model=None if named else model)
+        optimizer.step(closure_of(model, x, y))
+        results.append(weights(model))
+    assert results[0].equal(results[1])
+    model = make_model()
+    with pytest.raises(LandscapeError, match="asam needs the names of all parameters"):
+        build_optimizer("asam", model.parameters()).step(closure_of(model, x, y))
