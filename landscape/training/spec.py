@@ -1,0 +1,233 @@
+"""What a training run is: one frozen record, validated once, that rebuilds everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from landscape.data import DATASETS, Dataset, load_dataset
+from landscape.errors import LandscapeError, unknown_name
+from landscape.losses import COSINE_LOSSES, LOSSES, build_loss
+from landscape.models import MODELS
+from landscape.optimizers import OPTIMIZERS, build_optimizer
+from landscape.training.schedules import SCHEDULES
+
+BASES: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+HEADS = ("auto", "linear", "cosine")
+REWEIGHTINGS = ("none", "cb", "drw")
+BN_STATISTICS = ("every-pass", "first-pass")
+
+AUTO: Any = None  # stands for the data set's entry in DEFAULTS until the spec is built
+
+# CIFAR: LDAM-DRW, Saddle-LongTail and VS, released scripts. Digits: ours, chosen so that plain SGD at ratio 20 fits the
+# head and not the tail, in under a minute on two cores.
+CIFAR_DEFAULTS: dict[str, Any] = {
+    "model": "resnet32",
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 2e-4,
+    "schedule": "ldam",
+}
+DIGITS_DEFAULTS: dict[str, Any] = {
+    "model": "convnet",
+    "epochs": 60,
+    "batch_size": 32,
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+}
+DEFAULTS: dict[str, dict[str, Any]] = {"digits-lt": DIGITS_DEFAULTS}  # every other data set: CIFAR_DEFAULTS
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A training run: data recipe, network, loss, optimizer, schedule, seed.
+
+    Where the default reads *per data set*, it is the published CIFAR recipe (ResNet-32, 200 epochs, batch 128, lr 0.1,
+    weight decay 2e-4, schedule ``ldam``), or on ``digits-lt`` a short one (``DIGITS_DEFAULTS``).
+
+    Attributes
+    ----------
+    dataset, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std
+        Arguments of :func:`landscape.data.load_dataset`.
+    model
+        A name in ``MODELS``; per data set.
+    head
+        ``linear``, ``cosine``, or ``auto``: cosine for the losses that are defined on cosines.
+    loss, loss_options
+        A name in ``LOSSES`` and its options.
+    reweight
+        ``none``; ``cb``, class-balanced weights throughout; ``drw``, class-balanced weights from ``drw_start`` on.
+    drw_start
+        Share of the epochs before DRW's weights switch on; 0.8 is the published 160 of 200.
+    optimizer, optimizer_options
+        A name in ``OPTIMIZERS`` and its options. The methods that tell head from tail take the tail group of the data
+        set, unless their option ``eta`` is given (or the group is empty): then the classes below eta examples.
+    base
+        What turns the gradient into a step: ``sgd`` (momentum, no Nesterov) or ``adamw``.
+    lr, momentum, weight_decay
+        Of the base optimizer; lr and weight_decay per data set. AdamW ignores momentum.
+    batch_size, epochs, schedule
+        Per data set; the schedule is a name in ``SCHEDULES`` and scales with the epochs.
+    bn_statistics
+        Whether every forward pass of a step updates BatchNorm's running statistics, or only the first.
+    seed
+        Root of every random stream: initial weights, batches, augmentation, noise.
+    augment
+        Whether training uses the data set's augmentation.
+    evaluate_every
+        Epochs between two evaluations on the test images; the last epoch is always evaluated.
+    save_every
+        Epochs between two kept checkpoints ``epoch_010.safetensors`` (trajectories); 0 keeps none.
+
+    Raises
+    ------
+    LandscapeError
+        If a name is unknown or a number is out of range.
+
+    Examples
+    --------
+    >>> spec = TrainSpec(optimizer="sam", optimizer_options={"rho": 0.1})
+    >>> spec.model, spec.batch_size
+    ('convnet', 32)
+    """
+
+    dataset: str = "digits-lt"
+    data_dir: str | None = None
+    imbalance_ratio: float | None = None
+    profile: str = "exponential"
+    selection: str = "seed0"
+    group_rule: str = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    model: str = AUTO
+    head: Literal["auto", "linear", "cosine"] = "auto"
+    loss: str = "ce"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    reweight: Literal["none", "cb", "drw"] = "none"
+    drw_start: float = 0.8
+    optimizer: str = "sgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    base: Literal["sgd", "adamw"] = "sgd"
+    lr: float = AUTO
+    momentum: float = 0.9
+    weight_decay: float = AUTO
+    batch_size: int = AUTO
+    epochs: int = AUTO
+    schedule: str = AUTO
+    bn_statistics: Literal["every-pass", "first-pass"] = "every-pass"
+    seed: int = 0
+    augment: bool = True
+    evaluate_every: int = 1
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        known: dict[str, tuple[str, Mapping[str, Any]]] = {
+            "dataset": ("data set", DATASETS),
+            "model": ("model", MODELS),
+            "head": ("head", dict.fromkeys(HEADS)),
+            "loss": ("loss", LOSSES),
+            "reweight": ("reweighting", dict.fromkeys(REWEIGHTINGS)),
+            "optimizer": ("optimizer", OPTIMIZERS),
+            "base": ("base optimizer", BASES),
+            "schedule": ("schedule", SCHEDULES),
+            "bn_statistics": ("BatchNorm rule", dict.fromkeys(BN_STATISTICS)),
+        }
+        resolved = dict(DEFAULTS.get(self.dataset, CIFAR_DEFAULTS))
+        resolved = {name: value for name, value in resolved.items() if getattr(self, name) is None}
+        resolved |= {name: tuple(v) for name in ("mean", "std") if (v := getattr(self, name)) is not None}
+        resolved |= {name: dict(getattr(self, name)) for name in ("loss_options", "optimizer_options")}
+        if self.data_dir is not None:
+            resolved["data_dir"] = str(self.data_dir)
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
+        for name, (kind, registry) in known.items():
+            if getattr(self, name) not in registry:
+                raise unknown_name(kind, str(getattr(self, name)), registry)
+        self._check_numbers()
+        self._check_options()
+
+    def _check_numbers(self) -> None:
+        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "save_every": 0, "seed": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise LandscapeError(f"expected {name} to be a whole number >= {least}, got {value!r}")
+        for name in ("lr", "momentum", "weight_decay", "drw_start"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise LandscapeError(f"expected {name} to be a finite number >= 0, got {value!r}")
+        for name in ("drw_start", "momentum"):
+            if getattr(self, name) > 1:
+                raise LandscapeError(f"expected {name} between 0 and 1, got {getattr(self, name)!r}")
+        try:
+            json.dumps(self.to_dict(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise LandscapeError(f"expected options that JSON can hold, got {self!r}: {error}") from None
+
+    def _check_options(self) -> None:
+        """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
+        loss = build_loss(self.loss, [1, 1], **self.loss_options)
+        model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 2)  # initialising draws from the global generator
+        build_optimizer(
+            self.optimizer,
+            model.parameters(),
+            base=BASES[self.base],
+            base_options=self.base_options,
+            model=model,
+            criterion=loss,
+            class_counts=[1, 1],
+            tail_classes=[1],
+            **self.optimizer_options,
+        )
+
+    def load_data(self) -> Dataset:
+        """Load the data set this run trains on."""
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            imbalance_ratio=self.imbalance_ratio,
+            profile=self.profile,  # type: ignore[arg-type]  # load_dataset validates it
+            selection=self.selection,  # type: ignore[arg-type]
+            group_rule=self.group_rule,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def resolved_head(self) -> Literal["linear", "cosine"]:
+        """The kind of classifier, ``auto`` resolved by the loss."""
+        if self.head != "auto":
+            return self.head
+        return "cosine" if self.loss in COSINE_LOSSES else "linear"
+
+    @property
+    def drw_epoch(self) -> int:
+        """The first epoch, counted from 0, with DRW's weights: ceil(drw_start * epochs)."""
+        return math.ceil(round(self.drw_start * self.epochs, 9))  # 0.7 * 10 is 7.000000000000001 or so
+
+    @property
+    def base_options(self) -> dict[str, float]:
+        """Keyword arguments of the base optimizer."""
+        options = {"lr": self.lr, "weight_decay": self.weight_decay}
+        return options | {"momentum": self.momentum} if self.base == "sgd" else options
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON-able values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainSpec:
+        """Build a spec from what :meth:`to_dict` returned; unknown names are an error."""
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown_name("training option", name, names)
+        return cls(**values)
