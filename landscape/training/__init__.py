@@ -1,0 +1,18 @@
+"""Training: the specification of a run, the published schedules, the one training loop and the one evaluation loop."""
+
+from landscape.training.evaluation import Evaluation, evaluate
+from landscape.training.loop import Objective, Progress, resolve_device, train
+from landscape.training.schedules import SCHEDULES, learning_rate
+from landscape.training.spec import TrainSpec
+
+__all__ = [
+    "SCHEDULES",
+    "Evaluation",
+    "Objective",
+    "Progress",
+    "TrainSpec",
+    "evaluate",
+    "learning_rate",
+    "resolve_device",
+    "train",
+]
