@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,17 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, unknown_name
 from landscape.layout import ParameterLayout, choose_parameters
 from landscape.losses import build_loss
 from landscape.models import NormedLinear, find_head
+from landscape.risk.batchnorm import has_running_statistics, recalibrate
 from landscape.risk.examples import Examples, Transform, available_memory, read_examples
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+BatchNormPolicy = Literal["frozen", "recalibrate"]
 
 # Chunks on a CPU: large enough to amortise the launches, small enough that fresh allocations stay cheap.
 CPU_CHUNK_BYTES = 256 << 20
@@ -80,6 +82,9 @@ class ModelRisk:
     class_names, train_counts, groups
         Names of the classes, training examples per class (for losses that need them; by default the counts of
         ``data``) and the head, medium and tail classes.
+    calibration
+        Stored inputs (M, ...) over which :meth:`with_batchnorm` recomputes BatchNorm statistics; by default the
+        examples under study.
     memory_budget
         Bytes for the retained graphs of Hessian products; by default a quarter of what is free.
     chunk_size
@@ -113,6 +118,7 @@ class ModelRisk:
         class_names: Sequence[str] | None = None,
         train_counts: Sequence[int] | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
+        calibration: Tensor | None = None,
         memory_budget: int | None = None,
         chunk_size: int | None = None,
         attributes: Mapping[str, object] | None = None,
@@ -134,6 +140,8 @@ class ModelRisk:
         self._set_parameters(params)
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
+        self._calibration = self._examples.inputs if calibration is None else calibration.to(self.device)
+        self._policy: BatchNormPolicy = "frozen"
         self._bytes_per_example = self._measure_activations()
         self.attributes: dict[str, object] = {
             "objective": self.loss_name,
@@ -228,6 +236,44 @@ class ModelRisk:
         """Return the same risk in float64: the measure of what rounding does to this one."""
         return self if self.dtype == torch.float64 else self._sibling(self._examples, torch.float64)
 
+    def with_batchnorm(self, policy: BatchNormPolicy) -> ModelRisk:
+        """Return the same risk under a BatchNorm policy for its *evaluations*.
+
+        ``"frozen"``: the checkpoint's running statistics everywhere, the function that is deployed. ``"recalibrate"``:
+        :meth:`evaluate` and :meth:`losses` first recompute them at theta over the calibration inputs; gradients and
+        Hessians, which would have to differentiate through the statistics, are refused.
+
+        Raises
+        ------
+        LandscapeError
+            For ``"recalibrate"`` on a model without running statistics, or an unknown policy.
+        """
+        if policy not in ("frozen", "recalibrate"):
+            raise unknown_name("BatchNorm policy", policy, ("frozen", "recalibrate"))
+        if policy == "recalibrate" and not has_running_statistics(self._model):
+            raise LandscapeError("batchnorm 'recalibrate': the model has no BatchNorm statistics; use 'frozen'")
+        clone = self._sibling(self._examples, self.dtype)
+        clone._policy = policy
+        clone.attributes["batchnorm"] = (
+            policy if policy == "frozen" else f"recalibrated on {len(self._calibration)} examples at every point"
+        )
+        return clone
+
+    def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
+        if self._policy == "frozen":
+            return self._buffers
+        parameters = dict(self._model.named_parameters())
+        for name, value in self.layout.named(theta).items():
+            parameters[name].data.copy_(value)
+        num_batches = -(-len(self._calibration) // self.chunk_size)
+        stored = self._calibration.tensor_split(num_batches)  # equal sizes: the cumulative average weighs batches alike
+        transform = self._examples.transform
+        return recalibrate(self._model, (b.to(self.dtype) if transform is None else transform(b, self.dtype) for b in stored))
+
+    def _require_frozen(self) -> None:
+        if self._policy != "frozen":
+            raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
+
     def restricted(self, rows: Tensor) -> ModelRisk:
         """Return the same risk on some rows of the class-sorted examples (ascending row numbers)."""
         return self._sibling(self._examples.subset(rows), self.dtype)
@@ -248,9 +294,9 @@ class ModelRisk:
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
-    def logits(self, theta: Tensor, rows: slice) -> Tensor:
+    def logits(self, theta: Tensor, rows: slice, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """Return the logits (rows, C) at theta."""
-        tensors = {**self._frozen, **self._buffers, **self.layout.named(theta)}
+        tensors = {**self._frozen, **(buffers or self._buffers), **self.layout.named(theta)}
         return functional_call(self._model, tensors, (self._examples.read(rows, self.dtype),))
 
     def per_example(self, theta: Tensor, rows: slice) -> Tensor:
@@ -280,8 +326,9 @@ class ModelRisk:
         sums = torch.zeros(len(names), num_classes, dtype=torch.float64, device=self.device)
         wanted = self._classes(classes)
         with precise_arithmetic():
+            buffers = self._buffers_at(theta)
             for rows in self._examples.chunks(wanted, self.chunk_size):
-                logits, labels = self.logits(theta, rows), self._examples.labels[rows]
+                logits, labels = self.logits(theta, rows, buffers), self._examples.labels[rows]
                 own = self.loss(logits, labels)
                 plain = own if self.loss_name == "ce" else per_example_cross_entropy(logits, labels)
                 values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
@@ -303,6 +350,7 @@ class ModelRisk:
 
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B, n): row b is the gradient of ``sum_c weights[b, c] L_c``; one forward pass serves all rows."""
+        self._require_frozen()
         coefficients = self._coefficients(weights)
         supports = [set(self._support(row)) for row in weights]
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
@@ -331,6 +379,7 @@ class ModelRisk:
 
         A retained graph costs 2 gradients per product, a fresh one 3. Chunk sums are added in float64.
         """
+        self._require_frozen()
         coefficients = self._coefficients(weights)
         size = chunk_size or self.chunk_size
         work = [(b, rows) for b, row in enumerate(weights) for rows in self._examples.chunks(self._support(row), size)]

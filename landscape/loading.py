@@ -1,0 +1,211 @@
+"""From a checkpoint file to a risk: the network, its data, its loss, as they were trained or as the caller names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from landscape.checkpoint import Checkpoint, infer_architecture, load_weights, read_checkpoint
+from landscape.data import Dataset, load_dataset
+from landscape.errors import LandscapeError, unknown_name
+from landscape.losses import LOSSES, build_loss
+from landscape.models import build_model
+from landscape.risk import ModelRisk
+from landscape.risk.examples import limit_per_class
+
+# BatchNorm statistics are recomputed over this many training images at most.
+CALIBRATION_EXAMPLES = 2000
+
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Where a risk comes from: the file and whatever overrides or replaces what it records.
+
+    Attributes
+    ----------
+    path
+        Checkpoint file.
+    model, head, dataset, data_dir, imbalance_ratio, group_rule, mean, std
+        Needed (model and dataset) for a file of others; for one of ours they override the record.
+    split, max_per_class
+        ``train`` or ``test``; the first N examples of each class in file order.
+    loss
+        ``"own"`` (the training loss, plain cross-entropy for a file of others), or a name in ``LOSSES``.
+    params
+        ``all``, ``head``, ``backbone`` or a regular expression.
+    dtype, device
+        ``float32`` or ``float64``; ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    path: str | Path
+    model: str | None = None
+    head: str | None = None
+    dataset: str | None = None
+    data_dir: str | Path | None = None
+    imbalance_ratio: float | None = None
+    group_rule: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    split: SplitName = "train"
+    max_per_class: int | None = None
+    loss: str = "own"
+    params: str = "all"
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise unknown_name("split", self.split, ("train", "test"))
+        if self.dtype not in ("float32", "float64"):
+            raise unknown_name("dtype", self.dtype, ("float32", "float64"))
+        if self.max_per_class is not None and self.max_per_class < 1:
+            raise LandscapeError(f"--max-per-class: expected at least 1, got {self.max_per_class}")
+        if self.loss != "own" and self.loss not in LOSSES:
+            raise unknown_name("loss", self.loss, [*LOSSES, "own"])
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint with its network and data set."""
+
+    checkpoint: Checkpoint
+    model: nn.Module
+    dataset: Dataset
+    spec: dict[str, Any]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` (or ``cuda:1``) means here.
+
+    Raises
+    ------
+    LandscapeError
+        If CUDA is asked for and not available, or the name is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise LandscapeError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    return torch.device(name)
+
+
+def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
+    """Read a checkpoint, rebuild its network and load its data set.
+
+    Raises
+    ------
+    LandscapeError
+        If the file is bad, the model or data set is not named and not recorded, or the two do not fit.
+    """
+    checkpoint = read_checkpoint(source.path)
+    spec = checkpoint.spec or {}
+    dataset = _load_data(source, spec)
+    model = _build(source, checkpoint, spec, dataset)
+    load_weights(model, checkpoint)
+    return LoadedCheckpoint(checkpoint, model, dataset, spec)
+
+
+def _load_data(source: CheckpointSource, spec: dict[str, Any]) -> Dataset:
+    recipe = dict(spec.get("data") or {})
+    if source.dataset is not None and source.dataset != recipe.get("name"):
+        recipe = {"name": source.dataset}
+    if not recipe:
+        raise LandscapeError(
+            f"{source.path} does not record its data: name it with --dataset (and --data-dir), for example --dataset cifar10"
+        )
+    for key in ("data_dir", "imbalance_ratio", "group_rule", "mean", "std"):
+        value = getattr(source, key)
+        if value is not None:
+            recipe[key] = str(value) if key == "data_dir" else value
+    return load_dataset(**recipe)
+
+
+def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any], dataset: Dataset) -> nn.Module:
+    guess = infer_architecture(checkpoint.state_dict)
+    name = source.model or spec.get("model") or (guess.model if guess else None)
+    if name is None:
+        raise LandscapeError(f"{source.path} does not record its model: name it with --model, for example --model resnet32")
+    head = source.head or spec.get("head") or (guess.head if guess else "linear")
+    images = dataset.test.images
+    return build_model(
+        name,
+        num_classes=dataset.num_classes,
+        in_channels=images.shape[1],
+        image_size=images.shape[2],
+        head=head,
+    )
+
+
+def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
+    """Return the risk of a loaded checkpoint on the split and with the loss that ``source`` names."""
+    dataset, spec = loaded.dataset, loaded.spec
+    split = dataset.train if source.split == "train" else dataset.test
+    if source.max_per_class is not None:
+        split = split.take(limit_per_class(split.labels, source.max_per_class))
+    trained = spec.get("loss", "ce")
+    name = trained if source.loss == "own" else source.loss
+    options = spec.get("loss_options", {}) if name == trained else {}
+    counts = dataset.train_counts
+    loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
+    if loss != "ce":
+        loss.name = name
+    per_class = -(-CALIBRATION_EXAMPLES // dataset.num_classes)
+    calibration = dataset.train.take(limit_per_class(dataset.train.labels, per_class)).images
+    return ModelRisk(
+        loaded.model,
+        split,
+        loss=loss,
+        params=source.params,
+        transform=dataset.normalise,
+        dtype=getattr(torch, source.dtype),
+        device=choose_device(source.device),
+        class_names=dataset.class_names,
+        train_counts=counts,
+        groups=dataset.groups.members,
+        calibration=calibration,
+        attributes={
+            "checkpoint": Path(source.path).name,
+            "checkpoint_sha256": loaded.checkpoint.sha256,
+            "dataset": dataset.name,
+            "split": source.split,
+            "max_per_class": source.max_per_class or 0,
+            "group_rule": dataset.groups.rule,
+            "augmentation": "none",
+            "optimizer": spec.get("optimizer", "unknown"),
+        },
+    )
+
+
+def load_risk(path: str | Path, **overrides: Any) -> ModelRisk:
+    """Load a checkpoint as a risk: weights, network, data and loss in one call.
+
+    Parameters
+    ----------
+    path
+        One of our checkpoints, or a torch or safetensors file of others.
+    **overrides
+        The fields of :class:`CheckpointSource`, such as ``model="resnet20", dataset="cifar10", data_dir=...``,
+        ``split="test"``, ``max_per_class=50``, ``dtype="float64"``.
+
+    Returns
+    -------
+    ModelRisk
+        Ready for the measurements.
+
+    Raises
+    ------
+    LandscapeError
+        If the file is bad, or model and data are neither named nor recorded, or do not fit.
+    """
+    source = CheckpointSource(path, **overrides)
+    return risk_of(load_checkpoint(source), source)

@@ -1,0 +1,236 @@
+"""The loss of every class on lines and planes through the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from landscape.errors import LandscapeError, unknown_name
+from landscape.perturbation import class_losses, lane_means, random_direction
+from landscape.randomness import stream
+from landscape.results import Journal, keep_block, versions
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, choose_lanes
+
+Progress = Callable[[int, int, str], None]
+Kind = Literal["line", "plane"]
+KINDS: tuple[Kind, ...] = ("line", "plane")
+DEFAULT_LINE = np.linspace(-1.0, 1.0, 51)
+DEFAULT_PLANE = np.linspace(-1.0, 1.0, 21)
+# |cos| of the two axes that counts as orthogonal to rounding.
+ORTHOGONAL = 1e-5
+
+
+def orthogonal_to(direction: Tensor, other: Tensor) -> Tensor:
+    """Return ``direction`` without its part along ``other``, rescaled to the norm it had.
+
+    Raises
+    ------
+    LandscapeError
+        If the two are parallel, or ``other`` is zero.
+    """
+    d, o = direction.double(), other.double()
+    before = torch.linalg.vector_norm(d)
+    square = o @ o
+    if float(square) == 0:
+        raise LandscapeError("a direction of the surface is zero")
+    for _ in range(2):
+        d = d - (d @ o) / square * o
+    after = torch.linalg.vector_norm(d)
+    if float(after) <= 1e-6 * float(before):
+        raise LandscapeError("the two directions of the plane are parallel: they span a line, not a plane")
+    return (d * (before / after)).to(direction.dtype)
+
+
+def random_directions(risk: ClassRisk, *, num: int, seed: int, pair: int) -> list[Tensor]:
+    """Return ``num`` filter-normalised random directions (n,) of pair number ``pair``, orthogonal after scaling.
+
+    The streams are named by seed and pair alone, so that two checkpoints see the same raw draws, each rescaled to its
+    own filters.
+    """
+    directions: list[Tensor] = []
+    for axis in range(num):
+        generator = stream(seed, f"surface/pair={pair}/axis={axis}")
+        direction = random_direction(risk, generator, is_filter_normalised=True)
+        for other in directions:
+            direction = orthogonal_to(direction, other)
+        directions.append(direction)
+    return directions
+
+
+def between(risk: ClassRisk, other: ClassRisk) -> Tensor:
+    """Return the direction (n,) from one checkpoint's weights to another's: 0 is this one, 1 the other.
+
+    Raises
+    ------
+    LandscapeError
+        If the two have different parameters.
+    """
+    if risk.layout.names != other.layout.names or risk.layout.shapes != other.layout.shapes:
+        raise LandscapeError("the two checkpoints have different parameters: a line between them needs one architecture")
+    return other.theta.to(risk.theta) - risk.theta
+
+
+def _coordinates(values: ArrayLike | None, default: np.ndarray, name: str) -> np.ndarray:
+    array = default if values is None else np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all() or not (np.diff(array) > 0).all():
+        raise LandscapeError(f"{name}: expected at least two finite, increasing coordinates, got {values!r}")
+    return array
+
+
+def _pairs(
+    risk: ClassRisk, kind: Kind, directions: Sequence[Tensor] | None, num_pairs: int, seed: int
+) -> tuple[list[list[Tensor]], str]:
+    num = 1 if kind == "line" else 2
+    if directions is None:
+        if num_pairs < 1:
+            raise LandscapeError(f"num_pairs: expected at least 1, got {num_pairs}")
+        return (
+            [random_directions(risk, num=num, seed=seed, pair=p) for p in range(num_pairs)],
+            "filter-normalised, biases and normalisation layers unmoved, orthogonal after scaling",
+        )
+    if len(directions) != num:
+        raise LandscapeError(f"a {kind} needs {num} direction(s), got {len(directions)}")
+    given = [torch.as_tensor(d).to(risk.theta) for d in directions]
+    for d in given:
+        if d.shape != risk.theta.shape:
+            raise LandscapeError(f"expected directions of shape {tuple(risk.theta.shape)}, got {tuple(d.shape)}")
+        if not bool(d.isfinite().all()):
+            raise LandscapeError("a direction of the surface is not finite")
+    return [given], "as given"
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Return the cosine between two vectors (n,), computed in float64."""
+    a, b = a.double(), b.double()
+    return float(a @ b / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)))
+
+
+def measure_surface(
+    risk: ClassRisk,
+    lanes: LaneChoice | None = None,
+    *,
+    kind: Kind = "line",
+    directions: Sequence[Tensor] | None = None,
+    x: ArrayLike | None = None,
+    y: ArrayLike | None = None,
+    num_pairs: int = 1,
+    batchnorm: str = "frozen",
+    seed: int = 0,
+    group_average: GroupAverage = "examples",
+    labels: Sequence[str] | None = None,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    r"""Measure every lane's loss at :math:`\theta + \alpha d_1 + \beta d_2`, all classes from one forward pass a point.
+
+    Parameters
+    ----------
+    risk, lanes, seed, group_average, journal, progress
+        As in :func:`landscape.spectrum.measure_spectrum`; a journal keeps each finished row.
+    kind
+        ``"line"`` (one direction) or ``"plane"`` (two).
+    directions
+        One or two vectors (n,), used exactly as given; None draws ``num_pairs`` random filter-normalised ones.
+    x, y
+        Increasing coordinates alpha and beta in units of the directions; by default 51 points of [-1, 1] on a line,
+        21 by 21 on a plane. They need not be symmetric, equal, or contain 0.
+    num_pairs
+        Random directions (pairs of them, for planes).
+    batchnorm
+        ``"frozen"`` statistics, or ``"recalibrate"``: recomputed at every point over the calibration images.
+    labels
+        What the axes mean, for figures.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``loss`` (pair, beta, alpha, lane), plain cross-entropy for a classifier, in nats per example, NaN and inf as
+        they came; ``done`` (pair, beta, alpha); ``own_loss`` where the risk's objective is another loss. A line has
+        no ``beta``. Every value is an exact evaluation over the stated examples; nothing is interpolated.
+
+    Raises
+    ------
+    LandscapeError
+        For bad coordinates or directions, an unknown lane, or recalibration of a model without BatchNorm.
+
+    Examples
+    --------
+    >>> from landscape import AnalyticRisk
+    >>> risk = AnalyticRisk(lambda t: (t[0] + 10 * t[1])[None], torch.zeros(2, dtype=torch.float64))
+    >>> e1, e2 = torch.eye(2, dtype=torch.float64)
+    >>> result = measure_surface(risk, "all", kind="plane", directions=[e1, e2], x=[0, 1, 2], y=[0, 3])
+    >>> result.loss.sel(alpha=2, beta=3).item()
+    32.0
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of surface", kind, KINDS)
+    if batchnorm != "frozen":
+        if not hasattr(risk, "with_batchnorm"):
+            raise LandscapeError(f"batchnorm '{batchnorm}': this risk is not a network's; use 'frozen'")
+        risk = risk.with_batchnorm(batchnorm)
+    chosen = choose_lanes(
+        lanes,
+        class_names=risk.class_names,
+        class_counts=risk.class_counts,
+        groups=risk.groups,
+        group_average=group_average,
+    )
+    alphas = _coordinates(x, DEFAULT_LINE if kind == "line" else DEFAULT_PLANE, "x")
+    betas = np.zeros(1) if kind == "line" else _coordinates(y, DEFAULT_PLANE, "y")
+    pairs, normalization = _pairs(risk, kind, directions, num_pairs, seed)
+    rows = []
+    for number, axes in enumerate(pairs):
+        for i, beta in enumerate(betas):
+            base = risk.theta if kind == "line" else risk.theta + float(beta) * axes[1]
+            name = f"surface/{kind}/pair={number}/row={i}"
+            rows.append(keep_block(journal, name, lambda b=base, d=axes[0]: _row(risk, chosen, b, d, alphas)))
+            if progress is not None:
+                progress(len(rows), len(pairs) * len(betas), f"{kind}, row {i + 1} of {len(betas)}")
+    dataset = _grid(rows, kind, len(pairs), alphas, betas, chosen)
+    norms = [[float(torch.linalg.vector_norm(d.double())) for d in axes] for axes in pairs]
+    dataset.attrs = {
+        **risk.attributes,
+        "kind": kind,
+        "seed": seed,
+        "group_average": group_average,
+        "normalization": normalization,
+        "direction_norms": norms,
+        "direction_cosines": [cosine(*axes) for axes in pairs] if kind == "plane" else [],
+        "theta_norm": float(torch.linalg.vector_norm(risk.theta.double())),
+        "alpha_label": labels[0] if labels else "alpha (first direction)",
+        "beta_label": labels[1] if labels and len(labels) > 1 else "beta (second direction)",
+        "units": "nats per example; coordinates in units of the directions",
+        "exactness": "every cell is a full evaluation over the stated examples",
+        "versions": versions(),
+    }
+    return dataset
+
+
+def _row(risk: ClassRisk, lanes: Lanes, base: Tensor, direction: Tensor, alphas: np.ndarray) -> Mapping[str, np.ndarray]:
+    out: dict[str, list[np.ndarray]] = {}
+    for alpha in alphas:
+        for name, values in class_losses(risk, base + float(alpha) * direction).items():
+            out.setdefault(name, []).append(lane_means(lanes, values))
+    return {name: np.stack(values) for name, values in out.items()}  # (alpha, lane)
+
+
+def _grid(
+    rows: Sequence[Mapping[str, np.ndarray]], kind: Kind, num_pairs: int, alphas: np.ndarray, betas: np.ndarray, lanes: Lanes
+) -> xr.Dataset:
+    shape = (num_pairs, len(betas), len(alphas), len(lanes))
+    dims: tuple[str, ...] = ("pair", "beta", "alpha", "lane")
+    dataset = xr.Dataset(
+        {name: (dims, np.stack([row[name] for row in rows]).reshape(shape)) for name in rows[0]},
+        coords={"pair": np.arange(num_pairs), "beta": betas, "alpha": alphas, "lane": list(lanes.names)},
+    )
+    dataset["done"] = (dims[:-1], np.ones(shape[:-1], dtype=bool))
+    dataset["num_examples"] = ("lane", np.asarray(lanes.num_examples))
+    if kind == "line":
+        dataset = dataset.isel(beta=0, drop=True)
+    return dataset.assign_coords(lane_kind=("lane", list(lanes.kinds)), lane_group=("lane", list(lanes.groups)))
