@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from optimizer_cases import (
+    SGD_OPTIONS,
     build,
     closure_of,
     criterion,
@@ -17,7 +21,8 @@ from optimizer_cases import (
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape.optimizers import OPTIMIZERS
+from landscape.directions import gradient_ascent
+from landscape.optimizers import OPTIMIZERS, SAM, NeighbourhoodOptimizer, Term
 
 PASSES = {
     "sgd": (1, 1),
@@ -77,6 +82,36 @@ def test_pass_counts(name):
         optimizer.step(closure, labels=y)
     assert (optimizer.num_forwards, optimizer.num_backwards) == tuple(2 * n for n in PASSES[name])
     assert len(calls) == optimizer.num_forwards
+
+
+@dataclass(frozen=True)
+class GradientNormPenalty:
+    """A rule that the package does not have: alpha of SAM's gradient, 1 - alpha of the plain one."""
+
+    alpha: float
+    name: ClassVar[str] = "gnp"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def terms(self, batch):
+        here = torch.full((12,), 1 - self.alpha, dtype=torch.float64)
+        moved = torch.full((12,), self.alpha, dtype=torch.float64)
+        assert all(a.equal(b) for a, b in zip(batch.gradient(), batch.gradient()))
+        return [Term(here), Term(moved, gradient_ascent(batch.gradient(), 0.3))]
+
+
+def test_a_new_rule_is_a_few_lines_and_repeats_no_pass():
+    x, y = make_batch()
+    results = []
+    for rule in (GradientNormPenalty(1.0), SAM(0.3)):
+        model = make_model()
+        optimizer = NeighbourhoodOptimizer(model.parameters(), rule, base_options=SGD_OPTIONS)
+        for _ in range(3):
+            optimizer.step(closure_of(model, x, y))
+        results.append(weights(model))
+        # The mean's gradient is asked for three times and computed once.
+        assert optimizer.num_backwards == 3 * (3 if rule.name == "gnp" else 2)
+        assert optimizer.num_forwards == 3 * 2
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
 @every_method
@@ -164,6 +199,8 @@ def test_frozen_and_unused_parameters_do_not_drift(name):
     model[0].weight.requires_grad_(False)
     unused = nn.Parameter(draw(3, name="unused"))
     frozen_before, unused_before = model[0].weight.clone(), unused.detach().clone()
+    for p in (unused, model[0].weight):
+        p.grad = torch.ones_like(p)  # left over from elsewhere; must not be stepped on
     optimizer = build(name, model, params=[("unused.weight", unused), *model.named_parameters()])
     for _ in range(3):
         optimizer.step(closure_of(model, x, y), labels=y)

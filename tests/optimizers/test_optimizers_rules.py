@@ -121,7 +121,7 @@ def test_ssesam_without_head_perturbation_is_imbsam(zero):
     assert run("ssesam", **options).equal(run("imbsam", rho=0.3, tail_weight=1.0))
 
 
-@pytest.mark.parametrize(("gamma", "num_epochs", "switch"), [(0.7, 200, 140), (0.55, 20, 11), (0.5, 3, 2)])
+@pytest.mark.parametrize(("gamma", "num_epochs", "switch"), [(0.7, 200, 140), (0.07, 100, 7), (0.5, 3, 2)])
 def test_ssesam_switches_after_a_share_of_the_training(gamma, num_epochs, switch):
     model, (x, y) = make_model(), make_batch()
     optimizer = build("ssesam", model, gamma=gamma)
