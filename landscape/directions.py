@@ -173,3 +173,23 @@ def filter_normalised(
         d, w = draw.movedim(dim, 0), weight.movedim(dim, 0)
         result.append((d * (filter_norms(w) / filter_norms(d).clamp_min(TINY))).movedim(0, dim))
     return result
+
+
+def orthogonal_by_filter(draws: Tree, others: Tree, *, filter_dims: Sequence[int] | None = None) -> list[Tensor]:
+    r"""Remove from each filter of a direction its part along the same filter of another one.
+
+    Rescaling whole filters afterwards keeps the two orthogonal, filter by filter and hence altogether, so that a
+    plane's axes are both exactly filter-normalised and exactly orthogonal. Filters of a single weight are left as
+    they are (nothing in them is orthogonal to the other).
+    """
+    result = []
+    for i, (draw, other) in enumerate(zip(draws, others)):
+        dim = filter_dims[i] if filter_dims is not None and draw.dim() > 1 else 0
+        d, o = draw.movedim(dim, 0), other.movedim(dim, 0)
+        axes = tuple(range(1, d.dim())) if d.dim() > 1 else (0,)
+        if d.numel() // (d.shape[0] if d.dim() > 1 else 1) > 1:
+            square = (o * o).sum(axes, keepdim=True).clamp_min(TINY)
+            for _ in range(2):
+                d = d - (d * o).sum(axes, keepdim=True) / square * o
+        result.append(d.movedim(0, dim))
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape.directions import filter_normalised, gaussian, gradient_ascent
+from landscape.directions import filter_normalised, gaussian, gradient_ascent, orthogonal_by_filter
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
@@ -55,23 +55,40 @@ class PerturbationOptions:
             raise LandscapeError(f"ascent_steps: expected at least 1, got {self.ascent_steps}")
 
 
-def random_direction(risk: ClassRisk, generator: torch.Generator, *, is_filter_normalised: bool) -> Tensor:
+def random_direction(
+    risk: ClassRisk,
+    generator: torch.Generator,
+    *,
+    is_filter_normalised: bool,
+    orthogonal_to: Sequence[Tensor] = (),
+) -> Tensor:
     """Return a Gaussian direction (n,): of unit variance, or rescaled filter by filter to the weights' norms.
 
-    Where no tensor of the layout has two or more dimensions (a toy, a choice of biases) the whole vector counts as one
-    filter, since nothing would move otherwise.
+    Parameters
+    ----------
+    risk
+        Gives the centre and the layout of its filters.
+    generator
+        Where the draw comes from.
+    is_filter_normalised
+        Whether each filter takes the norm of the same filter of the weights; biases and normalisation layers then
+        stay. A layout without filters (a toy, a choice of biases) counts as one filter, of norm 1 where theta is 0.
+    orthogonal_to
+        Directions (n,) that each filter is made orthogonal to before it is rescaled.
     """
-    weights = risk.layout.unflatten(risk.theta)
+    layout, theta = risk.layout, risk.theta
+    weights = layout.unflatten(theta)
     draws = gaussian(weights, generator, sigma=1.0)
+    for other in orthogonal_to:
+        draws = orthogonal_by_filter(draws, layout.unflatten(other), filter_dims=layout.filter_dims)
     if is_filter_normalised:
         has_filters = any(w.dim() > 1 for w in weights)
+        if not has_filters:
+            weights = [w if bool(w.any()) else torch.full_like(w, w.numel() ** -0.5) for w in weights]
         draws = filter_normalised(
-            draws,
-            weights,
-            one_dimensional="zero" if has_filters else "scale",
-            filter_dims=risk.layout.filter_dims,
+            draws, weights, one_dimensional="zero" if has_filters else "scale", filter_dims=layout.filter_dims
         )
-    return risk.layout.flatten(draws)
+    return layout.flatten(draws)
 
 
 def class_losses(risk: ClassRisk, theta: Tensor) -> dict[str, Tensor]:
@@ -88,7 +105,9 @@ def lane_means(lanes: Lanes, values: Tensor) -> np.ndarray:
     return torch.where(weights != 0, weights * values, torch.zeros_like(weights)).sum(1).numpy()
 
 
-def worst_case(risk: ClassRisk, row: Tensor, rho: float, num_steps: int) -> tuple[float, float]:
+def worst_case(
+    risk: ClassRisk, row: Tensor, rho: float, num_steps: int, generator: torch.Generator
+) -> tuple[float, float]:
     r"""Search :math:`\max_{\|\epsilon\|_2 \le \rho} L(\theta + \epsilon) - L(\theta)` by projected gradient ascent.
 
     Parameters
@@ -99,6 +118,8 @@ def worst_case(risk: ClassRisk, row: Tensor, rho: float, num_steps: int) -> tupl
         Radius of the ball, Euclidean, weight units.
     num_steps
         Ascent steps; the first goes to the boundary along the gradient (SAM's step), the others by rho / 2.
+    generator
+        Draws the first step where the gradient is exactly zero: at a saddle there is no gradient to follow.
 
     Returns
     -------
@@ -121,6 +142,8 @@ def worst_case(risk: ClassRisk, row: Tensor, rho: float, num_steps: int) -> tupl
     best, first = 0.0, 0.0
     for step in range(num_steps):
         gradient = risk.gradients(theta + offset, row[None])[0]
+        if not bool(gradient.any()):
+            gradient = gaussian([theta], generator, sigma=1.0)[0]
         (move,) = gradient_ascent([gradient], rho if step == 0 else rho / 2)
         offset = offset + move
         norm = torch.linalg.vector_norm(offset)
@@ -243,7 +266,7 @@ def measure_perturbation(
         absolute = sample("gaussian", settings.sigmas)
         dataset = dataset.assign_coords(sigma=list(settings.sigmas))
         dataset["gaussian_loss_increase"] = (("lane", "sigma", "draw"), absolute["loss"])
-    _add_worst_cases(dataset, risk, chosen, settings, journal, tick)
+    _add_worst_cases(dataset, risk, chosen, settings, seed=seed, journal=journal, tick=tick)
     return validate("perturbation", _described(dataset, risk, chosen, settings, seed, group_average))
 
 
@@ -252,6 +275,8 @@ def _add_worst_cases(
     risk: ClassRisk,
     lanes: Lanes,
     settings: PerturbationOptions,
+    *,
+    seed: int,
     journal: Journal | None,
     tick: Callable[[str], None],
 ) -> None:
@@ -261,7 +286,11 @@ def _add_worst_cases(
             block = keep_block(
                 journal,
                 f"worst-case/lane={name}/rho={rho}",
-                lambda row=lanes.weights[i], rho=rho: {"increase": worst_case(risk, row, rho, settings.ascent_steps)},
+                lambda row=lanes.weights[i], rho=rho, name=name: {
+                    "increase": worst_case(
+                        risk, row, rho, settings.ascent_steps, stream(seed, f"worst-case/{name}/rho={rho}")
+                    )
+                },
             )
             found[:, i, j] = block["increase"]
             tick(f"worst case of {name}")

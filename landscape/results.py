@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -175,6 +176,7 @@ class Journal:
 
     def __init__(self, folder: str | Path, recipe: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
+        self._prefix = ""
         text = json.dumps(recipe, sort_keys=True, default=str)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
@@ -182,8 +184,15 @@ class Journal:
         except OSError as error:
             raise LandscapeError(f"cannot write {self.folder}: {error.strerror}; choose another output folder") from None
 
+    def renamed(self, prefix: str) -> Journal:
+        """Return a view of this journal whose blocks carry a prefix: two measurements of one kind stay apart."""
+        view = copy.copy(self)
+        view._prefix = f"{self._prefix}{prefix}."
+        return view
+
     def path(self, name: str) -> Path:
         """Return the file of a block."""
+        name = self._prefix + name
         safe = "".join(ch if ch.isalnum() or ch in "=-." else "_" for ch in name)
         return self.folder / f"{self.digest}.{safe}.npz"
 

@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("line", "plane")
 DEFAULT_LINE = np.linspace(-1.0, 1.0, 51)
 DEFAULT_PLANE = np.linspace(-1.0, 1.0, 21)
 # |cos| of the two axes that counts as orthogonal to rounding.
-ORTHOGONAL = 1e-5
+ORTHOGONAL = 1e-6
 
 
 def orthogonal_to(direction: Tensor, other: Tensor) -> Tensor:
@@ -56,9 +56,10 @@ def random_directions(risk: ClassRisk, *, num: int, seed: int, pair: int) -> lis
     directions: list[Tensor] = []
     for axis in range(num):
         generator = stream(seed, f"surface/pair={pair}/axis={axis}")
-        direction = random_direction(risk, generator, is_filter_normalised=True)
-        for other in directions:
-            direction = orthogonal_to(direction, other)
+        direction = random_direction(risk, generator, is_filter_normalised=True, orthogonal_to=directions)
+        for other in directions:  # nothing is left to remove, but for filters of a single weight
+            if abs(cosine(direction, other)) > ORTHOGONAL:
+                direction = orthogonal_to(direction, other)
         directions.append(direction)
     return directions
 

@@ -1,0 +1,337 @@
+"""Spectrum, perturbation and surface of one risk together, and one row per lane that says what they mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from landscape.errors import LandscapeError, unknown_name
+from landscape.perturbation import PerturbationOptions, lane_means, measure_perturbation
+from landscape.results import Journal, versions
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, choose_lanes
+from landscape.spectrum import SpectrumOptions, extreme_directions, measure_spectrum
+from landscape.surface import measure_surface
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of each analysis a diagnosis runs.
+
+    Attributes
+    ----------
+    spectrum, perturbation
+        Options of the two measurements.
+    line_points, line_pairs
+        Points on [-1, 1] and random directions of the lines.
+    plane_points
+        Points per axis of the random plane on [-1, 1].
+    eigen_points
+        Points per axis of the eigen-plane; 0 leaves it out.
+    max_per_class
+        Examples of each class that are analysed, for images larger than 16 by 16; None for all.
+    """
+
+    spectrum: SpectrumOptions = field(default_factory=SpectrumOptions)
+    perturbation: PerturbationOptions = field(default_factory=PerturbationOptions)
+    line_points: int = 41
+    line_pairs: int = 5
+    plane_points: int = 21
+    eigen_points: int = 15
+    max_per_class: int | None = 50
+
+
+PRESETS: dict[str, Plan] = {
+    "quick": Plan(
+        spectrum=SpectrumOptions(num_probes=2, num_steps=16, max_steps=64),
+        perturbation=PerturbationOptions(num_draws=6, sigmas=(0.01,), rhos=(0.05,), ascent_steps=3),
+        line_points=21,
+        line_pairs=3,
+        plane_points=11,
+        eigen_points=9,
+        max_per_class=10,
+    ),
+    "standard": Plan(),
+    "full": Plan(
+        spectrum=SpectrumOptions(num_probes=6, num_steps=60, max_steps=400),
+        perturbation=PerturbationOptions(num_draws=30, radii=(0.05, 0.1, 0.2, 0.5), ascent_steps=20),
+        line_points=51,
+        line_pairs=10,
+        plane_points=51,
+        eigen_points=31,
+        max_per_class=None,
+    ),
+}
+
+
+def choose_plan(preset: str) -> Plan:
+    """Return the plan of a preset name; LandscapeError for an unknown one."""
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    return PRESETS[preset]
+
+
+def measure_accuracy(
+    risk: ClassRisk, lanes: LaneChoice | None = None, *, group_average: GroupAverage = "examples"
+) -> xr.Dataset:
+    """Return accuracy and loss of each lane on the examples under study.
+
+    Both are exact means over those examples; ``accuracy_stderr`` is the binomial standard error as an estimate for
+    the population, sqrt(p (1 - p) / n).
+    """
+    chosen = choose_lanes(
+        lanes,
+        class_names=risk.class_names,
+        class_counts=risk.class_counts,
+        groups=risk.groups,
+        group_average=group_average,
+    )
+    values = risk.evaluate(risk.theta)
+    counts = np.asarray(chosen.num_examples)
+    accuracy = lane_means(chosen, values["accuracy"]) if "accuracy" in values else np.full(len(chosen), np.nan)
+    dataset = xr.Dataset(
+        {
+            "accuracy": ("lane", accuracy),
+            "accuracy_stderr": ("lane", np.sqrt(accuracy * (1 - accuracy) / counts)),
+            "loss": ("lane", lane_means(chosen, values["loss"])),
+            "num_examples": ("lane", counts),
+        },
+        coords={"lane": list(chosen.names), "lane_kind": ("lane", list(chosen.kinds)), "lane_group": ("lane", list(chosen.groups))},
+    )
+    if "cross_entropy" in values:
+        dataset["cross_entropy"] = ("lane", lane_means(chosen, values["cross_entropy"]))
+    dataset.attrs = {
+        **risk.attributes,
+        "kind": "accuracy",
+        "exactness": "exact means over the stated examples",
+        "versions": versions(),
+    }
+    return dataset
+
+
+def measure_everything(
+    risk: ClassRisk,
+    lanes: LaneChoice | None = None,
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+    group_average: GroupAverage = "examples",
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> dict[str, xr.Dataset]:
+    """Run accuracy, spectrum, perturbation, line, plane and eigen-plane; return the groups of a results file.
+
+    The eigen-plane is spanned by v_min and v_max of the lane ``tail`` (of the last lane where there is no tail), in
+    units that make one coordinate step of 1 the lane's crossover radius or a tenth of |theta|, whichever is smaller.
+    """
+    what = plan or Plan()
+    shared = {"seed": seed, "group_average": group_average, "journal": journal, "progress": progress}
+    groups = {"accuracy": measure_accuracy(risk, lanes, group_average=group_average)}
+    groups["spectrum"] = measure_spectrum(risk, lanes, options=what.spectrum, **shared)  # type: ignore[arg-type]
+    groups["perturbation"] = measure_perturbation(risk, lanes, options=what.perturbation, **shared)  # type: ignore[arg-type]
+    axis = np.linspace(-1, 1, what.plane_points)
+    groups["surface_line"] = measure_surface(
+        risk, lanes, kind="line", x=np.linspace(-1, 1, what.line_points), num_pairs=what.line_pairs, **shared  # type: ignore[arg-type]
+    )
+    if len(risk.theta) < 2:
+        return groups
+    groups["surface"] = measure_surface(risk, lanes, kind="plane", x=axis, y=axis, **shared)  # type: ignore[arg-type]
+    if what.eigen_points:
+        names = [str(name) for name in groups["spectrum"].lane.values]
+        lane = "tail" if "tail" in names else names[-1]
+        row = groups["spectrum"].sel(lane=lane)
+        groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, row, what, **shared)  # type: ignore[arg-type]
+    return groups
+
+
+def _eigen_plane(
+    risk: ClassRisk,
+    lanes: LaneChoice | None,
+    lane: str,
+    row: xr.Dataset,
+    plan: Plan,
+    *,
+    journal: Journal | None,
+    seed: int,
+    group_average: GroupAverage,
+    progress: Progress | None,
+) -> xr.Dataset:
+    ends = extreme_directions(risk, lane, options=plan.spectrum, seed=seed)
+    limit = 0.1 * float(torch.linalg.vector_norm(risk.theta.double())) or 1.0
+    crossover = float(row.crossover_radius)
+    unit = min(crossover, limit) if np.isfinite(crossover) and crossover > 0 else limit
+    axis = np.linspace(-1, 1, plan.eigen_points)
+    named = journal.renamed(f"eigen-{lane}") if journal is not None else None
+    dataset = measure_surface(
+        risk,
+        lanes,
+        kind="plane",
+        directions=[unit * ends.v_min, unit * ends.v_max],
+        x=axis,
+        y=axis,
+        labels=(f"along v_min of {lane} (unit {unit:.3g})", f"along v_max of {lane} (unit {unit:.3g})"),
+        seed=seed,
+        group_average=group_average,
+        journal=named,
+        progress=progress,
+    )
+    dataset.attrs |= {
+        "lane": lane,
+        "lambda_min": ends.lambda_min,
+        "lambda_min_residual": ends.residual_min,
+        "lambda_max": ends.lambda_max,
+        "lambda_max_residual": ends.residual_max,
+        "direction_unit": unit,
+    }
+    return dataset
+
+
+def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Return one row per lane from the groups of a results file: numbers with their errors, verdict, evidence.
+
+    Columns that a missing group would fill are absent.
+    """
+    if "spectrum" not in groups:
+        raise LandscapeError("a summary needs the group 'spectrum': measure it first")
+    spectrum = groups["spectrum"]
+    columns: dict[str, np.ndarray] = {"num_examples": spectrum.num_examples.values}
+    if "accuracy" in groups:
+        accuracy = groups["accuracy"]
+        columns["accuracy"] = accuracy.accuracy.values
+        for name in ("test_accuracy", "test_accuracy_stderr"):
+            if name in accuracy:
+                columns[name] = accuracy[name].values
+    for name in (
+        "loss",
+        "gradient_norm",
+        "lambda_min",
+        "lambda_min_residual",
+        "noise_floor",
+        "lambda_min_lower_bound",
+        "lambda_max",
+        "lambda_max_residual",
+    ):
+        columns[name] = spectrum[name].values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns["ratio"] = np.abs(spectrum.lambda_min.values) / spectrum.lambda_max.values
+        columns["lambda_min_over_gradient"] = np.abs(spectrum.lambda_min.values) / spectrum.gradient_norm.values
+    for name in (
+        "trace",
+        "trace_stderr",
+        "negative_energy",
+        "negative_energy_stderr",
+        "crossover_radius",
+        "quadratic_radius",
+        "decrease_along_v",
+        "decrease_along_gradient",
+    ):
+        if name in spectrum:
+            columns[name] = spectrum[name].values
+    if "perturbation" in groups:
+        perturbation = groups["perturbation"]
+        radius = float(perturbation.radius.values[len(perturbation.radius) // 2])
+        columns["mean_increase_radius"] = np.full(perturbation.sizes["lane"], radius)
+        columns["mean_increase"] = perturbation.mean_increase.sel(radius=radius).values
+        columns["mean_increase_stderr"] = perturbation.mean_increase_stderr.sel(radius=radius).values
+        if perturbation.sizes["rho"]:
+            columns["worst_case_rho"] = np.full(perturbation.sizes["lane"], float(perturbation.rho[0]))
+            columns["worst_case_increase"] = perturbation.worst_case_increase.values[:, 0]
+    columns["verdict"] = spectrum.verdict.values
+    columns["evidence"] = spectrum.evidence.values
+    return pd.DataFrame(columns, index=pd.Index([str(name) for name in spectrum.lane.values], name="lane"))
+
+
+def diagnose(
+    risk: ClassRisk,
+    lanes: LaneChoice | None = None,
+    *,
+    preset: str = "quick",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run all three analyses and return one row per lane: numbers with errors, the verdict and its evidence.
+
+    Parameters
+    ----------
+    risk, lanes, seed, progress
+        As in :func:`landscape.spectrum.measure_spectrum`.
+    preset
+        ``quick``, ``standard`` or ``full``.
+
+    Examples
+    --------
+    >>> from landscape import AnalyticRisk
+    >>> saddle = AnalyticRisk(lambda x: (x[0] ** 2 - x[1] ** 2)[None], torch.zeros(2, dtype=torch.float64))
+    >>> diagnose(saddle, "all").verdict["all"]
+    'saddle'
+    """
+    return summarise(measure_everything(risk, lanes, plan=choose_plan(preset), seed=seed, progress=progress))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will cost on this machine, from one timed block each.
+
+    Attributes
+    ----------
+    seconds
+        Expected wall time of all analyses.
+    bytes
+        Expected peak memory beyond the model: retained graphs and Lanczos bases.
+    num_evaluations, num_products
+        Passes over all examples, and Hessian products of one pass.
+    """
+
+    seconds: float
+    bytes: int
+    num_evaluations: int
+    num_products: int
+
+
+def estimate_cost(risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None) -> Estimate:
+    """Time one evaluation and one Hessian product of every lane, and count how many of them a plan needs.
+
+    The extreme runs stop by themselves; they are counted at half of ``max_steps``.
+    """
+    chosen = choose_lanes(lanes, class_names=risk.class_names, class_counts=risk.class_counts, groups=risk.groups)
+    theta = risk.theta
+    start = time.perf_counter()
+    risk.evaluate(theta)
+    evaluation = time.perf_counter() - start
+    product_seconds = 0.0
+    widest = chosen.weights[int(np.argmax(chosen.num_examples))]
+    vector = torch.nn.functional.normalize(torch.ones_like(theta), dim=0)
+    with risk.hessian(theta, widest[None]) as product:
+        product(vector[None, None])
+        start = time.perf_counter()
+        product(vector[None, None])
+        product_seconds = (time.perf_counter() - start) * sum(chosen.num_examples) / max(chosen.num_examples)
+    options, perturbation = plan.spectrum, plan.perturbation
+    products = options.max_steps // 2 + options.num_probes * options.num_steps
+    evaluations = perturbation.num_draws * (len(perturbation.radii) + len(perturbation.sigmas))
+    evaluations += plan.line_points * plan.line_pairs + plan.plane_points**2 + plan.eigen_points**2
+    lane_passes = sum(chosen.num_examples) / max(int(risk.class_counts.sum()), 1)
+    evaluations += round(lane_passes * (4 * perturbation.ascent_steps * len(perturbation.rhos) + 20))
+    graph = getattr(risk, "_bytes_per_example", 0) * 2 * max(chosen.num_examples)
+    graph = min(graph, getattr(risk, "memory_budget", graph))
+    basis = (options.max_steps + options.num_probes * (options.num_steps + options.max_steps)) * len(theta)
+    return Estimate(
+        seconds=evaluation * evaluations + product_seconds * products,
+        bytes=graph + basis * theta.element_size(),
+        num_evaluations=evaluations,
+        num_products=products,
+    )
+
+
+def capped(plan: Plan, image_pixels: int, max_per_class: int | None) -> Plan:
+    """Return the plan with the caller's cap on examples per class, or the preset's where images are larger than 16 x 16."""
+    if max_per_class is not None:
+        return replace(plan, max_per_class=max_per_class)
+    return plan if image_pixels > 256 else replace(plan, max_per_class=None)
