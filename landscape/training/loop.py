@@ -199,7 +199,7 @@ def _build(spec: TrainSpec, device: torch.device) -> _Run:
 
 @contextmanager
 def _suitable_threads(run: _Run) -> Iterator[None]:
-    """Use one CPU thread while batches are small: on busy cores 11 times faster on digits, and everywhere the same bits."""
+    """Use one CPU thread while batches are small: 11 times faster on digits if cores are busy, same bits anywhere."""
     before = torch.get_num_threads()
     if run.spec.batch_size * run.dataset.train.images[0].numel() < SMALL_BATCH:
         torch.set_num_threads(1)
