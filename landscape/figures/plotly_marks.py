@@ -48,12 +48,16 @@ def draw(picture: pic.Picture) -> go.Figure:
     num_rows, num_columns = len(picture.rows), max(len(row) for row in picture.rows)
     padded = [[*row, *([None] * (num_columns - len(row)))] for row in picture.rows]
     kinds = [[None if p is None else {"type": "scene" if p.z is not None else "xy"} for p in row] for row in padded]
-    plot_height = picture.panel_size[1] * _PIXELS * num_rows
+    gap = _gap(padded)
+    in_space = any(panel.z is not None for panel in picture.panels)
+    stretch = {pic.Relief: 1.2, pic.Contours: 1.0}
+    share = max(stretch.get(type(mark), 0.8) for panel in picture.panels for mark in panel.marks)
+    panel_height = picture.panel_size[1] * _PIXELS * share
+    plot_height = panel_height * num_rows + gap * (num_rows - 1)
     figure = make_subplots(
         num_rows, num_columns, specs=kinds,
         subplot_titles=[_safe(p.title) for row in padded for p in row if p is not None],
-        horizontal_spacing=min(0.065, 0.5 / num_columns), vertical_spacing=min(_gap(picture) / plot_height,
-        0.5 / num_rows),
+        horizontal_spacing=min(0.01 if in_space else 0.065, 0.5 / num_columns), vertical_spacing=gap / plot_height,
     )  # fmt: skip
     figure.update_annotations(font={"size": 13, "color": INK})
     shown: set[str] = set()
@@ -67,7 +71,7 @@ def draw(picture: pic.Picture) -> go.Figure:
             if panel.z is not None:
                 _finish_space(place, panel.z)
             else:
-                _finish_plane(place, picture.linked)
+                _finish_plane(place, picture.linked, panel_height)
     _finish_figure(figure, picture, plot_height, shown)
     return figure
 
@@ -96,14 +100,12 @@ def _finish_figure(figure: go.Figure, picture: pic.Picture, plot_height: float, 
         )  # fmt: skip
     if picture.colours is not None:
         scale = picture.colours
-        ticks = {"tickvals": [_level(t, scale) for t in scale.ticks], "ticktext": [short(t) for t in scale.ticks]}
-        figure.update_layout(
-            coloraxis={
-                "colorscale": COLOUR_MAP, "cmin": _level(scale.low, scale), "cmax": _level(scale.high, scale),
-                "colorbar": {"title": {"text": _safe(scale.label), "side": "right"}, "thickness": 14, "len": 0.95,
-                             **(ticks if scale.ticks else {})},
-            }
-        )  # fmt: skip
+        bar: dict[str, Any] = {"thickness": 14, "len": 0.95}
+        bar["title"] = {"text": _safe(scale.label), "side": "right", "font": {"size": 12}}
+        if scale.ticks:
+            bar.update(tickvals=[_level(t, scale) for t in scale.ticks], ticktext=[short(t) for t in scale.ticks])
+        ends = {"cmin": _level(scale.low, scale), "cmax": _level(scale.high, scale)}
+        figure.update_layout(coloraxis={"colorscale": COLOUR_MAP, "colorbar": bar, **ends})
 
 
 def _line(place: _Place, mark: pic.Line) -> None:
@@ -136,9 +138,7 @@ def _points(place: _Place, mark: pic.Points) -> None:
     thin = mark.marker in ("plus", "hole", "bar")
     symbol = _MARKERS[mark.marker] + ("-open" if mark.hollow and not thin else "")
     hover = {"text": [_safe(text) for text in mark.hover], "hovertemplate": "%{text}"} if mark.hover else {}
-    error = None
-    if mark.error is not None:
-        error = {"type": "data", "array": _single(mark.error), "thickness": 1.3, "width": 3, "color": mark.colour}
+    error = _error_bars(place, mark.y, mark.error, mark.colour)
     place.add(
         go.Scatter(
             x=_x(place, mark.x), y=_y(place, mark.y), mode="markers", opacity=mark.alpha, error_y=error,
@@ -159,19 +159,25 @@ def _stems(place: _Place, mark: pic.Stems) -> None:
     place.add(go.Scatter(x=_x(place, x), y=_y(place, y), mode="lines", line=line, hoverinfo="skip"), mark.label)
 
 
+def _error_bars(place: _Place, y: Any, error: Any, colour: str) -> dict[str, Any] | None:
+    """Return error bars in drawn coordinates: on a symlog axis the two arms differ."""
+    if error is None:
+        return None
+    up, down = _y(place, y + error) - _y(place, y), _y(place, y) - _y(place, y - error)
+    look = {"thickness": 1.3, "width": 3, "color": colour}
+    return {"type": "data", "symmetric": False, "array": _single(up), "arrayminus": _single(down), **look}
+
+
 def _bars(place: _Place, mark: pic.Bars) -> None:
-    error = (
-        None
-        if mark.error is None
-        else {"type": "data", "array": _single(mark.error), "color": INK, "thickness": 1.3, "width": 3}
-    )
+    shape = _HATCHES.get(mark.hatch, "")
+    pattern = {"shape": shape, "fgcolor": PAPER, "bgcolor": mark.colour, "size": 6, "solidity": 0.2}
+    error = _error_bars(place, mark.height, mark.error, INK)
     place.add(
         go.Bar(
             x=_x(place, mark.x), y=_y(place, mark.height), width=mark.width, error_y=error,
             text=[_safe(t) for t in mark.texts] or None,
             textposition="outside" if mark.texts else None, textfont={"size": 10}, cliponaxis=False,
-            marker={"color": mark.colour, "pattern": {"shape": _HATCHES.get(mark.hatch, ""), "fgcolor": PAPER,
-            "size": 6}},
+            marker={"color": mark.colour, "pattern": pattern},
             hovertemplate="%{y:.4g}",
         ),
         mark.label,
@@ -207,6 +213,21 @@ def _contours(place: _Place, mark: pic.Contours) -> None:
             line={"width": 0.6, "color": PAPER}, **_values(mark.z, scale),
         )
     )  # fmt: skip
+    _cover_holes(place, mark)
+
+
+def _cover_holes(place: _Place, mark: pic.Contours) -> None:
+    """Cover every cell with a missing corner: plotly's contours would reach into it."""
+    corners: list[tuple[float, float]] = []
+    gap = (math.nan, math.nan)
+    for i, j in np.argwhere(~np.isfinite(mark.z)):
+        left, right = (float(mark.x[min(max(j + step, 0), len(mark.x) - 1)]) for step in (-1, 1))
+        low, high = (float(mark.y[min(max(i + step, 0), len(mark.y) - 1)]) for step in (-1, 1))
+        corners += [(left, low), (right, low), (right, high), (left, high), (left, low), gap]
+    if corners:
+        x, y = np.array(corners).T
+        cover = {"mode": "none", "fill": "toself", "fillcolor": MISSING, "hoverinfo": "skip"}
+        place.add(go.Scatter(x=_single(x), y=_single(y), **cover))
 
 
 def _relief(place: _Place, mark: pic.Relief) -> None:
@@ -247,7 +268,7 @@ _MARKS: dict[type, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def _finish_plane(place: _Place, linked: bool) -> None:
+def _finish_plane(place: _Place, linked: bool, height: float) -> None:
     cells = any(isinstance(mark, pic.Cells) for mark in place.panel.marks)
     filled = cells or any(isinstance(mark, pic.Heat | pic.Contours) for mark in place.panel.marks)
     for name, setting in (("x", place.panel.x), ("y", place.panel.y)):
@@ -260,7 +281,9 @@ def _finish_plane(place: _Place, linked: bool) -> None:
             "automargin": True, "tickfont": {"size": 11},
         }  # fmt: skip
         if setting.scale == "log":
-            options.update(type="log", dtick=1, exponentformat="power")
+            decades = math.log10(setting.limits[1] / setting.limits[0]) if setting.limits is not None else 1.0
+            room = height / 26 if name == "y" else 5
+            options.update(type="log", dtick=max(1, math.ceil(decades / room)), exponentformat="power")
         if setting.limits is not None:
             options["range"] = [_position(setting, limit) for limit in setting.limits]
         if setting.scale == "symlog" and setting.limits is not None:
@@ -308,7 +331,7 @@ def _finish_space(place: _Place, z: pic.Axis) -> None:
             options["tickvals"] = [_level(tick, place.colours) for tick in place.colours.ticks]
             options["ticktext"] = [short(tick) for tick in place.colours.ticks]
         settings[f"{name}axis"] = options
-    camera = {"eye": {"x": 1.35, "y": -1.6, "z": 0.95}}
+    camera = {"eye": {"x": 1.15, "y": -1.4, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.12}}
     ratio = {"x": 1, "y": 1, "z": 0.75}
     place.figure.update_scenes(
         **settings, camera=camera, aspectmode="manual", aspectratio=ratio, row=place.row, col=place.column
@@ -352,9 +375,14 @@ def _single(values: Any) -> Any:
     return np.asarray(values, dtype=np.float32)
 
 
-def _gap(picture: pic.Picture) -> float:
-    """Return pixels between rows of panels, enough for tick labels, axis label and the next title."""
-    return 130.0 if any(panel.x.tilted for panel in picture.panels) else 86.0
+def _gap(rows: list[list[pic.Panel | None]]) -> float:
+    """Return pixels between rows of panels: room for the tick labels and axis labels there and the next title."""
+    upper = [panel for row in rows[:-1] for panel in row if panel is not None]
+    named = any(panel.x.categories and any(panel.x.categories) for panel in upper)
+    ticks = any(not panel.x.categories for panel in upper)
+    labels = any(panel.x.label for panel in upper)
+    tilted = any(panel.x.tilted for panel in upper)
+    return 34.0 + 22.0 * (named or ticks) + 24.0 * labels + 70.0 * tilted
 
 
 def _safe(text: str) -> str:

@@ -19,7 +19,7 @@ GROUP_LANES = ("head", "medium", "tail")
 _CARD = (
     ("objective", "objective"),
     ("split", "split"),
-    ("normalization", "directions normalised by"),
+    ("normalization", "normalisation"),
     ("batchnorm", "BatchNorm"),
     ("augment", "augmentation"),
     ("params", "parameters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ _FLOOR = 1e-6
 _DECADES = 1.7  # above 1: a lone kernel reaches 1 / (0.06 sqrt(2 pi)) = 6.6
 _WIDTH = 0.06
 _MAX_SMALL_MULTIPLES = 24
-_EIGENVALUE = "eigenvalue λ of the lane's Hessian (linear within ±{within:g}, logarithmic beyond)"
+_EIGENVALUE = "eigenvalue λ (linear within ±{within:g}, then log)"
 
 
 def plot_spectrum(
@@ -87,6 +88,8 @@ def plot_spectrum(
     if by == "optimizer":
         groups = {name: [(lane, name, looks[lane]) for lane in chosen] for name in data}
     elif by == "lane":
+        if len(data) == 1:
+            looks = {lane: replace(look, dash="solid") for lane, look in looks.items()}
         groups = {lane: [(lane, name, looks[name if len(data) > 1 else lane]) for name in data] for lane in chosen}
     else:
         raise unknown_name("arrangement", by, ["optimizer", "lane"])
@@ -131,13 +134,9 @@ def _density_panel(
             continue
         grid, density = prep.smooth_density(values, weights, width=_WIDTH, linear_within=linear_within, limits=limits)
         curve = np.maximum(density, _FLOOR / 10)
-        label = (
-            prep.lane_label(data[name], lane)
-            if by == "optimizer" and len(data) == 1
-            else lane
-            if by == "optimizer"
-            else name
-        )
+        label = name if len(data) > 1 else ""
+        if by == "optimizer":
+            label = prep.lane_label(data[name], lane) if len(data) == 1 else lane
         kept = np.isfinite(values) & np.isfinite(weights)
         probes = int(kept.any(axis=-1).sum())
         marks.append(Stems(values[kept], weights[kept] / probes, _FLOOR, look.colour, alpha=0.3))

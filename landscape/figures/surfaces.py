@@ -25,7 +25,7 @@ from landscape.figures.picture import (
     Relief,
     Text,
 )
-from landscape.figures.style import MUTED, Look, optimizer_looks
+from landscape.figures.style import MUTED, PAPER, Look, optimizer_looks
 
 
 def plot_lines(
@@ -170,34 +170,35 @@ def plot_contours(
     """
     data = prep.as_mapping(surface, variable)
     planes = _planes(data, lanes, pair, relative, variable)
-    scale = prep.colour_scale(planes.values(), _value_label(data, relative))
-    if not scale.log:
-        scale = prep.colour_scale(planes.values(), _value_label(data, relative), num_levels=13, log=False)
-
-    def make(x: Axis, y: Axis, plane: xr.DataArray, title: str) -> Panel:
-        z = plane.values
-        alpha, beta = plane["alpha"].values, plane["beta"].values
-        marks: list[Mark] = [Contours(alpha, beta, z)]
-        i, j = np.nonzero(~np.isfinite(z))
-        if i.size:
-            marks.append(Points(alpha[j], beta[i], MUTED, "hole", "not measured", 3.0))
-        if np.isfinite(z).any():
-            k, m = np.unravel_index(np.nanargmin(z), z.shape)
-            marks.append(Points(alpha[[m]], beta[[k]], "#FFFFFF", "circle", "", 5.0, hollow=True))
-        marks.append(Points(np.zeros(1), np.zeros(1), "#FFFFFF", "plus", "", 7.0))
-        centre = _centre(plane)
-        if np.isfinite(centre):
-            marks.append(Text(0.0, 0.0, prep.short(centre), "#FFFFFF", "left", (5.0, 5.0), 7.0))
-        return Panel(title, x, y, tuple(marks))
-
-    note = "+: the weights, with their value; ○: lowest grid point; grey with ×: not measured, left open."
-    rows = _rows(data, planes, make)
     title = "Loss on a plane through the weights" + (", relative to the weights" if relative else "")
-    size = (2.75, 2.5)
-    picture = Picture(
-        title, rows, prep.scale_card(data), f"{_which_pair(data, pair)} {note}".strip(), scale, size, linked=True
-    )
-    return render(picture, backend)
+    return render(_contour_picture(data, planes, title, _value_label(data, relative), _which_pair(data, pair)), backend)
+
+
+def _contour_picture(
+    data: Mapping[str, xr.Dataset], planes: Mapping[tuple[str, str], xr.DataArray], title: str, label: str, remark: str
+) -> Picture:
+    scale = prep.colour_scale(planes.values(), label)
+    note = "+: the weights, with their value; ○: lowest grid point; grey with ×: not measured, left open."
+    rows = _rows(data, planes, _contour_panel)
+    card = prep.scale_card(data)
+    return Picture(title, rows, card, f"{remark} {note}".strip(), scale, (2.75, 2.5), linked=True)
+
+
+def _contour_panel(x: Axis, y: Axis, plane: xr.DataArray, title: str) -> Panel:
+    z = plane.values
+    alpha, beta = plane["alpha"].values, plane["beta"].values
+    marks: list[Mark] = [Contours(alpha, beta, z)]
+    i, j = np.nonzero(~np.isfinite(z))
+    if i.size:
+        marks.append(Points(alpha[j], beta[i], MUTED, "hole", "not measured", 3.0))
+    if np.isfinite(z).any():
+        k, m = np.unravel_index(np.nanargmin(z), z.shape)
+        marks.append(Points(alpha[[m]], beta[[k]], PAPER, "circle", "", 5.0, hollow=True))
+    marks.append(Points(np.zeros(1), np.zeros(1), PAPER, "plus", "", 7.0))
+    centre = _centre(plane)
+    if np.isfinite(centre):
+        marks.append(Text(0.0, 0.0, prep.short(centre), PAPER, "left", (5.0, 5.0), 7.0))
+    return Panel(title, x, y, tuple(marks))
 
 
 def plot_surface_3d(
@@ -269,7 +270,10 @@ def plot_eigen_plane(
         )
         for name, dataset in data.items()
     }
-    return plot_contours(named, lanes=lanes, backend=backend)
+    owner = " / ".join(dict.fromkeys(str(d.attrs["lane"]) for d in data.values() if d.attrs.get("lane")))
+    title = f"Loss on the plane of extreme curvature of {owner or 'one lane'}"
+    planes = _planes(named, lanes, None, False, "loss")
+    return render(_contour_picture(named, planes, title, _value_label(named, False), ""), backend)
 
 
 def _masked(dataset: xr.Dataset, variable: str) -> xr.DataArray:

@@ -70,7 +70,7 @@ def plot_curvature_against_gradient(
         for group in LANE_LOOKS
         if group in groups
     ]
-    note = f"{skipped} lanes without negative curvature are not drawn." if skipped else ""
+    note = f"Lanes without negative curvature are not drawn: {skipped}." if skipped else ""
     if x.size == 0:
         raise LandscapeError(
             "expected a lane with negative curvature and a gradient, got none: there is nothing to draw"
