@@ -17,6 +17,7 @@ from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model
 from landscape.risk import ModelRisk
 from landscape.risk.examples import limit_per_class
+from landscape.training import resolve_device
 
 # BatchNorm statistics are recomputed over this many training images at most.
 CALIBRATION_EXAMPLES = 2000
@@ -79,24 +80,6 @@ class LoadedCheckpoint:
     model: nn.Module
     dataset: Dataset
     spec: dict[str, Any]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` (or ``cuda:1``) means here.
-
-    Raises
-    ------
-    LandscapeError
-        If CUDA is asked for and not available, or the name is unknown.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise LandscapeError(f"--device {name}: no CUDA device is available here; use --device cpu")
-    return torch.device(name)
 
 
 def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
@@ -168,7 +151,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
         params=source.params,
         transform=dataset.normalise,
         dtype=getattr(torch, source.dtype),
-        device=choose_device(source.device),
+        device=resolve_device(source.device),
         class_names=dataset.class_names,
         train_counts=counts,
         groups=dataset.groups.members,

@@ -1,0 +1,367 @@
+"""The stages of the main job, one after the other, each of which can be found done: train, analyse, draw, report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from landscape.diagnosis import Plan, capped, choose_plan, measure_accuracy, measure_everything, summarise
+from landscape.errors import LandscapeError
+from landscape.figures import save_comparison_figures, save_figures
+from landscape.loading import CheckpointSource, LoadedCheckpoint, load_checkpoint, risk_of
+from landscape.report import write_report
+from landscape.results import Journal, load_results, save_results, versions, writing_atomically
+from landscape.risk import GroupAverage, LaneChoice, ModelRisk
+from landscape.training import TrainSpec, train
+
+Progress = Callable[[int, int, str], None]
+Announce = Callable[[str], None]
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.nc"
+SUMMARY = "summary.csv"
+REPORT = "report.html"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class AnalysisSpec:
+    """How a checkpoint is analysed.
+
+    Attributes
+    ----------
+    preset
+        ``quick``, ``standard`` or ``full``.
+    lanes, group_average, seed
+        As in :func:`landscape.spectrum.measure_spectrum`.
+    max_per_class
+        Examples of each class; None takes the preset's number (all of them for small images).
+    """
+
+    preset: str = "standard"
+    lanes: LaneChoice | None = None
+    group_average: GroupAverage = "examples"
+    seed: int = 0
+    max_per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        choose_plan(self.preset)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The main job: one data set, one network, several optimizers, all analyses."""
+
+    train: TrainSpec
+    optimizers: tuple[str, ...]
+    analysis: AnalysisSpec = field(default_factory=AnalysisSpec)
+    split: str = "train"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.optimizers:
+            raise LandscapeError("--optimizers: expected at least one name, such as sgd,sam")
+        if len(set(self.optimizers)) != len(self.optimizers):
+            raise LandscapeError(f"--optimizers: each name once, got {','.join(self.optimizers)}")
+        for name in self.optimizers:
+            replace(self.train, optimizer=name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint ready for analysis: its network and data, its risk, the plan with its cap on examples."""
+
+    loaded: LoadedCheckpoint
+    source: CheckpointSource
+    risk: ModelRisk
+    plan: Plan
+
+
+def prepare(source: CheckpointSource, spec: AnalysisSpec) -> Prepared:
+    """Load a checkpoint and cap its examples as the preset says."""
+    loaded = load_checkpoint(source)
+    images = loaded.dataset.test.images
+    limit = source.max_per_class if source.max_per_class is not None else spec.max_per_class
+    plan = capped(choose_plan(spec.preset), images.shape[2] * images.shape[3], limit)
+    source = replace(source, max_per_class=plan.max_per_class)
+    return Prepared(loaded, source, risk_of(loaded, source), plan)
+
+
+def analyse(
+    prepared: Prepared, out: str | Path, spec: AnalysisSpec, *, progress: Progress | None = None
+) -> dict[str, xr.Dataset]:
+    """Run every analysis of a checkpoint into ``out/results.nc``; return its groups.
+
+    Finished blocks are kept in ``out/journal`` until the file is written: a killed run goes on where it stopped, and
+    results that are already there for the same weights, data and settings are not computed again.
+    """
+    out = Path(out)
+    risk = prepared.risk
+    recipe = {**risk.attributes, "analysis": asdict(spec), "plan": asdict(prepared.plan), "versions": versions()}
+    journal = Journal(out / "journal", recipe)
+    stored = _finished(out / RESULTS, journal.digest)
+    if stored is not None:
+        journal.clear()
+        return stored
+    start = time.perf_counter()
+    groups = measure_everything(
+        risk,
+        spec.lanes,
+        plan=prepared.plan,
+        seed=spec.seed,
+        group_average=spec.group_average,
+        journal=journal,
+        progress=progress,
+    )
+    _add_test_accuracy(groups["accuracy"], prepared, spec)
+    for dataset in groups.values():
+        dataset.attrs["recipe_digest"] = journal.digest
+        dataset.attrs["preset"] = spec.preset
+    groups["accuracy"].attrs["analysis_seconds"] = time.perf_counter() - start
+    save_results(groups, out / RESULTS)
+    journal.clear()
+    return groups
+
+
+def _finished(path: Path, digest: str) -> dict[str, xr.Dataset] | None:
+    if not path.is_file():
+        return None
+    try:
+        groups = groups_of(load_results(path))
+    except LandscapeError:
+        return None
+    same = "accuracy" in groups and groups["accuracy"].attrs.get("recipe_digest") == digest
+    return groups if same else None
+
+
+def groups_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    """Return the groups of a results file as Datasets by name."""
+    return {str(name): node.to_dataset() for name, node in tree.children.items()}
+
+
+def _add_test_accuracy(accuracy: xr.Dataset, prepared: Prepared, spec: AnalysisSpec) -> None:
+    """Add accuracy and loss on the whole test split, the balanced one that the field reports."""
+    source = replace(prepared.source, split="test", max_per_class=None)
+    test = measure_accuracy(risk_of(prepared.loaded, source), spec.lanes, group_average=spec.group_average)
+    for name in ("accuracy", "accuracy_stderr", "loss", "num_examples"):
+        accuracy[f"test_{name}"] = ("lane", test[name].values)
+
+
+def draw(groups: Mapping[str, xr.Dataset], out: str | Path) -> pd.DataFrame:
+    """Write ``out/summary.csv`` and every figure of one checkpoint under ``out/figures``; return the summary."""
+    out = Path(out)
+    table = summarise(groups)
+    with writing_atomically(out / SUMMARY) as temporary:
+        table.to_csv(temporary)
+    save_figures(xr.DataTree.from_dict(dict(groups)), out / "figures")
+    return table
+
+
+def report(
+    out: str | Path,
+    results: Mapping[str, Mapping[str, xr.Dataset]],
+    *,
+    title: str,
+    command: str,
+    config: Mapping[str, Any],
+    histories: Mapping[str, pd.DataFrame] | None = None,
+    timings: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write ``out/report.html`` about one or several checkpoints, and the comparison figures where there are several."""
+    out = Path(out)
+    trees = {name: xr.DataTree.from_dict(dict(groups)) for name, groups in results.items()}
+    if len(trees) > 1:
+        save_comparison_figures(trees, out / "figures")
+    attributes = {name: groups["accuracy"].attrs for name, groups in results.items()}
+    context = {
+        "title": title,
+        "description": _describe(next(iter(attributes.values()))),
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commands": [command],
+        "config": config,
+        "versions": versions(),
+        "seeds": {name: a.get("seed", groups_seed(results[name])) for name, a in attributes.items()},
+        "checkpoints": {name: a.get("checkpoint_sha256", "") for name, a in attributes.items()},
+        "timings": dict(timings or {}),
+        "warnings": list(warnings),
+        "histories": dict(histories or {}),
+    }
+    return write_report(out / REPORT, trees, context)
+
+
+def groups_seed(groups: Mapping[str, xr.Dataset]) -> int:
+    """Return the root seed of a results file."""
+    return int(groups["spectrum"].attrs.get("seed", 0))
+
+
+def _describe(attributes: Mapping[str, Any]) -> str:
+    limit = int(attributes.get("max_per_class", 0) or 0)
+    which = f"the first {limit} images of each class" if limit else "all images"
+    return (
+        f"Data set {attributes.get('dataset', '?')}, {attributes.get('split', '?')} split, {which}; objective "
+        f"{attributes.get('objective', '?')}; groups by rule {attributes.get('group_rule', '?')}."
+    )
+
+
+def figures(
+    source: CheckpointSource,
+    out: str | Path,
+    spec: AnalysisSpec,
+    *,
+    command: str,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Analyse one checkpoint completely: results, summary, every figure, report; return the summary."""
+    out = Path(out)
+    prepared = prepare(source, spec)
+    groups = analyse(prepared, out, spec, progress=progress)
+    table = draw(groups, out)
+    name = str(prepared.loaded.spec.get("optimizer") or Path(source.path).stem)
+    config = {"source": {k: str(v) for k, v in asdict(prepared.source).items() if v is not None}, "plan": asdict(prepared.plan)}
+    report(
+        out,
+        {name: groups},
+        title=f"Loss landscape of {Path(source.path).name}",
+        command=command,
+        config=config,
+        timings={"analysis, seconds": groups["accuracy"].attrs.get("analysis_seconds", float("nan"))},
+    )
+    return table
+
+
+def run_everything(
+    spec: RunSpec,
+    out: str | Path,
+    *,
+    command: str,
+    announce: Announce | None = None,
+    progress: Progress | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Train with every optimizer, analyse each result, draw, and report; return the summaries by optimizer.
+
+    Each stage that is found finished in ``out`` (same settings) is kept, so a killed run goes on where it stopped. An
+    optimizer that fails does not take the others down: it is reported as a warning, and raised if none succeeds.
+    """
+    out = Path(out)
+    results: dict[str, dict[str, xr.Dataset]] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    warnings: list[str] = []
+    for number, name in enumerate(spec.optimizers, start=1):
+        folder = out / name
+        stage = f"[{number}/{len(spec.optimizers)}] {name}"
+        try:
+            if announce:
+                announce(f"{stage}: training")
+            path = train(replace(spec.train, optimizer=name), folder, device=spec.device, resume=True, progress=progress)
+            if announce:
+                announce(f"{stage}: analysing")
+            source = CheckpointSource(
+                path, split=spec.split, device=spec.device, max_per_class=spec.analysis.max_per_class  # type: ignore[arg-type]
+            )
+            results[name] = analyse(prepare(source, spec.analysis), folder, spec.analysis, progress=progress)
+            tables[name] = draw(results[name], folder)
+        except LandscapeError as error:
+            if len(spec.optimizers) == 1:
+                raise
+            warnings.append(f"{name}: {error}")
+            logger.warning("%s failed: %s", name, error)
+    if not results:
+        raise LandscapeError(f"no optimizer succeeded; {warnings[0]}")
+    if announce:
+        announce("writing the report")
+    combine(
+        out,
+        results,
+        histories={name: pd.read_csv(out / name / "history.csv") for name in results},
+        title=f"{spec.train.dataset}: {len(results)} optimizers compared",
+        command=command,
+        config={"run": _plain(spec)},
+        timings=_timings(out, results),
+        warnings=warnings,
+    )
+    return tables
+
+
+def combine(out: str | Path, results: Mapping[str, Mapping[str, xr.Dataset]], **context: Any) -> pd.DataFrame:
+    """Write the joint ``summary.csv`` (one row per model and lane), the comparison figures and the report."""
+    out = Path(out)
+    table = pd.concat({name: summarise(groups) for name, groups in results.items()}, names=["model"])
+    with writing_atomically(out / SUMMARY) as temporary:
+        table.to_csv(temporary)
+    report(out, results, **context)
+    return table
+
+
+def compare(folders: Sequence[str | Path], out: str | Path, *, command: str) -> pd.DataFrame:
+    """Compare finished analyses: folders with a ``results.nc`` each (or a main job's folder), on shared axes.
+
+    Raises
+    ------
+    LandscapeError
+        If a folder holds no results, or the analyses differ in what must be equal: lanes, split, objective.
+    """
+    paths: list[Path] = []
+    for folder in map(Path, folders):
+        if (folder / RESULTS).is_file():
+            paths.append(folder)
+            continue
+        inner = sorted(path.parent for path in folder.glob(f"*/{RESULTS}"))
+        if not inner:
+            raise LandscapeError(f"no {RESULTS} in {folder} or the folders in it: run 'landscape figures' there first")
+        paths.extend(inner)
+    if len(paths) < 2:
+        raise LandscapeError(f"compare needs at least two analysed checkpoints, got {len(paths)}")
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    results = {name: groups_of(load_results(path / RESULTS)) for name, path in zip(names, paths)}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return combine(
+        out,
+        results,
+        title=f"{len(results)} checkpoints compared",
+        command=command,
+        config={"folders": [str(path) for path in paths]},
+        warnings=_require_comparable(results),
+    )
+
+
+def _require_comparable(results: Mapping[str, Mapping[str, xr.Dataset]]) -> list[str]:
+    (first_name, first), *others = results.items()
+    warnings = []
+    for name, groups in others:
+        a, b = first["spectrum"], groups["spectrum"]
+        if list(a.lane.values) != list(b.lane.values):
+            raise LandscapeError(f"cannot compare {first_name} with {name}: their lanes differ")
+        for key in ("dataset", "split", "objective", "max_per_class", "seed", "dtype"):
+            if a.attrs.get(key) != b.attrs.get(key):
+                warnings.append(f"{first_name} and {name} differ in {key}: {a.attrs.get(key)} against {b.attrs.get(key)}")
+    return warnings
+
+
+def _timings(out: Path, results: Mapping[str, Mapping[str, xr.Dataset]]) -> dict[str, float]:
+    timings = {}
+    for name, groups in results.items():
+        record = json.loads((out / name / "run.json").read_text())
+        timings[f"{name}: training, seconds"] = round(record["timings"]["seconds"], 2)
+        timings[f"{name}: analysis, seconds"] = round(float(groups["accuracy"].attrs["analysis_seconds"]), 2)
+    return timings
+
+
+def _plain(spec: RunSpec) -> dict[str, Any]:
+    plain = asdict(spec)
+    plain["train"].pop("optimizer")
+    return plain
