@@ -138,6 +138,7 @@ def perturbation(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, dra
     variables = {
         "loss_increase": (("lane", "radius", "draw"), increase),
         "gaussian_loss_increase": (("lane", "sigma", "draw"), noisy(sigma * 10)),
+        "own_loss_increase": (("lane", "radius", "draw"), noisy(radius * 2)),
         "worst_case_increase": (("lane", "rho"), sharp[:, None] * rho[None] * 20),
         "one_step_increase": (("lane", "rho"), sharp[:, None] * rho[None] * 17),
         "mean_increase": (("lane", "radius"), increase.mean(-1)),

@@ -24,7 +24,7 @@ _KINDS = {
 def plot_fluctuation(
     perturbation: prep.Results,
     *,
-    lanes: str | Sequence[str] | None = "every",
+    lanes: str | Sequence[str] | None = None,
     variable: str = "loss_increase",
     backend: Backend = "matplotlib",
 ) -> Any:
@@ -35,7 +35,8 @@ def plot_fluctuation(
     perturbation
         A ``perturbation`` Dataset, or ``{optimizer: Dataset}``, drawn side by side in the same panels.
     lanes
-        Lane names or ``"classes"``, ``"groups"``, ``"every"`` (default).
+        Lane names or ``"classes"``, ``"groups"``, ``"every"``; by default all, or the groups for more than
+        three results.
     variable
         ``"loss_increase"``, ``"gaussian_loss_increase"`` or ``"own_loss_increase"``.
     backend
@@ -55,7 +56,7 @@ def plot_fluctuation(
     if variable not in _KINDS:
         raise unknown_name("perturbation", variable, _KINDS)
     data = prep.as_mapping(perturbation, variable)
-    chosen = prep.choose_lanes(data, lanes, ())
+    chosen = prep.choose_lanes(data, lanes, ("head", "medium", "tail", "all") if len(data) > 3 else ())
     data = {
         name: dataset.reindex(lane=chosen) if list(dataset["lane"].values) != chosen else dataset
         for name, dataset in data.items()

@@ -109,13 +109,16 @@ def _finish_figure(figure: go.Figure, picture: pic.Picture, plot_height: float, 
 
 
 def _line(place: _Place, mark: pic.Line) -> None:
+    hover: dict[str, Any] = {"hovertemplate": "%{x:.4g}, %{y:.4g}"}
+    if place.panel.x.scale == "symlog":
+        hover = {"hovertemplate": "%{customdata:.4g}, %{y:.4g}", "customdata": _single(mark.x)}
     place.add(
         go.Scatter(
             x=_x(place, mark.x), y=_y(place, mark.y), mode="lines+markers" if mark.marker else "lines",
             opacity=mark.alpha,
             line={"color": mark.colour, "dash": mark.dash, "width": mark.width * 1.2}, connectgaps=False,
             marker={"symbol": _MARKERS.get(mark.marker, "circle"), "size": 6, "color": mark.colour},
-            customdata=_single(mark.x), hovertemplate="%{customdata:.4g}, %{y:.4g}",
+            **hover,
         ),
         mark.label,
     )  # fmt: skip
@@ -151,12 +154,16 @@ def _points(place: _Place, mark: pic.Points) -> None:
 
 
 def _stems(place: _Place, mark: pic.Stems) -> None:
-    gaps = np.full(len(mark.x), np.nan)
-    foot = np.full(len(mark.x), mark.base)
-    x = np.stack([mark.x, mark.x, gaps], -1).ravel()
-    y = np.stack([foot, np.maximum(mark.height, mark.base), gaps], -1).ravel()
-    line = {"color": with_alpha(mark.colour, mark.alpha), "width": 1}
-    place.add(go.Scatter(x=_x(place, x), y=_y(place, y), mode="lines", line=line, hoverinfo="skip"), mark.label)
+    height = np.maximum(mark.height, mark.base)
+    down = {"type": "data", "symmetric": False, "arrayminus": _single(_y(place, height) - _y(place, [mark.base]))}
+    down |= {"array": [], "thickness": 1, "width": 0, "color": with_alpha(mark.colour, mark.alpha)}
+    place.add(
+        go.Scatter(
+            x=_x(place, mark.x), y=_y(place, height), mode="markers", error_y=down, hoverinfo="skip",
+            marker={"size": 1, "color": mark.colour, "opacity": 0},
+        ),
+        mark.label,
+    )  # fmt: skip
 
 
 def _error_bars(place: _Place, y: Any, error: Any, colour: str) -> dict[str, Any] | None:

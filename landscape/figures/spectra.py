@@ -76,7 +76,8 @@ def plot_spectrum(
     note = (
         f"Curves: Ritz nodes smoothed by a Gaussian of width {_WIDTH:g} in the drawn coordinate, density per "
         f"unit of that axis, "
-        "for the eye only. Stems: raw nodes, height = raw weight. Bars on top: λmin to λmax ± residual."
+        "for the eye only. Stems (up to three curves): raw nodes, height = raw weight. "
+        "Bars on top: λmin to λmax ± residual."
     )
     if by == "lane" and len(chosen) > _MAX_SMALL_MULTIPLES:
         picked = np.unique(np.linspace(0, len(chosen) - 1, _MAX_SMALL_MULTIPLES).round().astype(int))
@@ -139,7 +140,8 @@ def _density_panel(
             label = prep.lane_label(data[name], lane) if len(data) == 1 else lane
         kept = np.isfinite(values) & np.isfinite(weights)
         probes = int(kept.any(axis=-1).sum())
-        marks.append(Stems(values[kept], weights[kept] / probes, _FLOOR, look.colour, alpha=0.3))
+        if few:
+            marks.append(Stems(values[kept], weights[kept] / probes, _FLOOR, look.colour, alpha=0.3))
         marks.append(Line(symlog_inverse(grid, linear_within), curve, look.colour, label, look.dash))
         height = 10.0 ** (_DECADES + 0.35 + spacing * (len(members) - 1 - k))
         marks.extend(_range_bar(lane_data, height, look, lane if by == "optimizer" else "", (edge_low, edge_high), few))

@@ -1,0 +1,174 @@
+import json
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+import xarray as xr
+
+from landscape.errors import LandscapeError
+from landscape.report import write_report
+from landscape.report.summary import found_warnings, lane_rows, overview, summarise
+
+CONTEXT = {
+    "title": "A study <of> tails",
+    "description": {"data": "digits-lt"},
+    "commands": ["landscape run --out results"],
+    "config": {"epochs": 3},
+    "versions": {"numpy": "2.0"},
+    "seeds": 17,
+    "checkpoints": {"sgd": "deadbeef"},
+    "timings": {"sgd": {"train": 61.0, "surface": 600.0}},
+    "warnings": ["only five images"],
+    "histories": {"sgd": pd.DataFrame({"epoch": [0, 1], "train_loss": [1.0, 0.5]})},
+    "machine": "two cores",
+}
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.figures, self.words, self._figure, self._hidden = [], {}, [], None, False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.addresses += [found[key] for key in ("src", "href") if key in found]
+        self._hidden = tag in ("script", "style")
+        self._figure = found["id"] if found.get("type") == "application/json" else None
+
+    def handle_endtag(self, tag):
+        self._hidden, self._figure = False, None
+
+    def handle_data(self, data):
+        if self._figure:
+            self.figures[self._figure] = self.figures.get(self._figure, "") + data
+        elif not self._hidden:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = write_report(
+        tmp_path_factory.mktemp("report") / "new" / "page.html", synthetic.trees(("sgd", "sam")), CONTEXT
+    )
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_page_asks_no_server(written):
+    text, page = written
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert text.count("plotly.js v") == 1
+    assert "default-src 'none'" in text
+
+
+def test_page_says_every_lane_and_verdict_and_how_to_redo_it(written):
+    words = " ".join(written[1].words)
+    for lane in (*synthetic.CLASS_NAMES, "head", "medium", "tail", "all"):
+        assert lane in words
+    for verdict in ("saddle", "slope", "no negative curvature", "undecided"):
+        assert verdict in words
+    for fact in (
+        "landscape run --out results",
+        '"epochs": 3',
+        "deadbeef",
+        "17",
+        "10.0 min",
+        "only five images",
+        "two cores",
+    ):
+        assert fact in words
+    assert "A study <of> tails" in words
+
+
+def test_figures_are_complete_descriptions(written):
+    figures = {name.removesuffix("-data"): json.loads(text) for name, text in written[1].figures.items()}
+    for name in ("all-spectrum", "all-contours", "all-training", "m0-surface-3d", "m1-fluctuation", "m1-eigen-plane"):
+        assert figures[name]["data"], name
+        assert figures[name]["layout"]["height"] > 100
+        assert f'id="{name}"' in written[0]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", 'a"b&c'])
+def test_class_names_stay_text(tmp_path, name):
+    tree = synthetic.tree("sgd", (name, *synthetic.CLASS_NAMES[1:]))
+    small = xr.DataTree.from_dict({group: tree[group].to_dataset() for group in ("accuracy", "spectrum")})
+    text = write_report(tmp_path / "page.html", {"<b>sgd</b>": small}, {}).read_text(encoding="utf-8")
+    own = text.replace(text[text.index("<script>/*") : text.index("</script>")], "") if "<script>/*" in text else text
+    assert "<img src=x" not in own
+    assert "<script>alert" not in own
+    assert "<b>sgd</b>" not in own
+    page = Page(text)
+    assert name in " ".join(page.words)
+    assert all(json.loads(figure) for figure in page.figures.values())
+
+
+def test_one_model_with_little_measured_needs_no_context(tmp_path):
+    tree = xr.DataTree.from_dict({"accuracy": synthetic.accuracy("sgd")})
+    text = write_report(tmp_path / "page.html", {"sgd": tree}).read_text(encoding="utf-8")
+    assert "no spectrum was measured" in text
+    assert 'role="tablist"' not in text
+    with pytest.raises(LandscapeError, match="got none"):
+        write_report(tmp_path / "page.html", {})
+
+
+def test_small_page_names_its_one_server(tmp_path):
+    tree = xr.DataTree.from_dict({"accuracy": synthetic.accuracy("sgd")})
+    path = write_report(tmp_path / "page.html", {"sgd": tree}, cdn=True)
+    outside = [a for a in Page(path.read_text(encoding="utf-8")).addresses if a.startswith("http")]
+    assert len(outside) == 1
+    assert outside[0].startswith("https://cdn.plot.ly/plotly-")
+    assert path.stat().st_size < 300_000
+
+
+def test_page_of_seven_models_stays_small(tmp_path):
+    names = ("sgd", "sam", "asam", "imbsam", "ccsam", "ssesam", "gnm")
+    groups = ("accuracy", "spectrum", "surface")
+    results = {}
+    for name in names:
+        tree = synthetic.tree(name)
+        results[name] = xr.DataTree.from_dict({group: tree[group].to_dataset() for group in groups})
+    assert write_report(tmp_path / "page.html", results, {}).stat().st_size < 12e6
+
+
+def test_summary_counts_and_explains():
+    spectrum = synthetic.spectrum("sgd").assign_attrs(lower_bound_probability=0.999)
+    model = summarise("sgd", spectrum)
+    assert model.headline == "Of 10 classes: 2 at a saddle, 6 on a slope, 1 without negative curvature, 1 undecided."
+    tail = next(s for s in model.groups if s.lane.startswith("tail"))
+    assert tail.verdict == "saddle"
+    assert "±" in tail.sentence
+    assert tail.evidence == str(spectrum["evidence"].sel(lane="tail").item())
+    plane = summarise("sgd", spectrum.sel(lane=["plane"])).groups[0]
+    assert "probability 0.999" in plane.sentence
+    other = spectrum.copy(deep=True)
+    other["verdict"] = other["verdict"].where(other["lane"] != "tail", "slope")
+    assert "The tail classes: at a saddle under a; on a slope under b." in overview({"a": spectrum, "b": other})
+
+
+def test_table_holds_every_number_of_a_lane():
+    heads, rows = lane_rows(synthetic.tree("sgd"))
+    assert len(rows) == 14
+    assert all(len(row) == len(heads) for row in rows)
+    tail = dict(zip(heads, next(row for row in rows if row[0] == "tail")))
+    spectrum = synthetic.spectrum("sgd").sel(lane="tail")
+    assert tail["n"] == "27"
+    assert tail["λmin ± residual"].startswith(f"−{abs(float(spectrum['lambda_min'])):.3g}")
+    assert tail["verdict"] == "saddle"
+    assert "–" not in tail.values()
+
+
+def test_holes_undecided_lanes_and_stored_warnings_are_reported():
+    tree = synthetic.tree("sgd")
+    surface = tree["surface"].to_dataset().assign_attrs(warnings='["range was cut"]')
+    found = found_warnings(
+        {"sgd": xr.DataTree.from_dict({"surface": surface, "spectrum": tree["spectrum"].to_dataset()})}
+    )
+    text = " ".join(found)
+    assert "2 of 234 grid points were not computed" in text
+    assert "not finite at 2 grid points" in text
+    assert "undecided for deer" in text
+    assert "range was cut" in text
