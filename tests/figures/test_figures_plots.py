@@ -97,8 +97,9 @@ def test_what_was_not_measured_stays_open(kind):
     space = figures.plot_surface_3d(data, lanes=["head"])
     assert len(space.axes[0].collections[0]._faces) == 3 * 6 - 4
     filled = next(c for c in figures.plot_contours(data, lanes=["head"]).axes[0].collections if getattr(c, "filled", 0))
-    inside = [path.contains_point((0.01, 0.29)) for path in filled.get_paths()]
-    assert not any(inside)
+    near, far, outside = (0.01, 0.29), (0.45, 0.57), (0.55, 0.65)  # in cells with the open corner, and beyond them
+    assert not any(path.contains_point(point) for path in filled.get_paths() for point in (near, far))
+    assert any(path.contains_point(outside) for path in filled.get_paths())
 
 
 def test_density_and_stems_are_the_nodes_of_the_dataset():
@@ -216,9 +217,11 @@ def test_bad_input_is_named(call, message):
 
 
 def test_names_are_never_markup():
-    names = ("<script>alert(1)</script>", "a$b$", *synthetic.CLASS_NAMES[2:])
+    names = ("<script>alert(1)</script>", "$\\bad$", *synthetic.CLASS_NAMES[2:])
     figure = figures.plot_verdicts(synthetic.spectrum("sgd", names), backend="plotly")
-    assert "<script>" not in figure.to_json()
+    labels = [*figure.layout.yaxis.ticktext, *(a.text for a in figure.layout.annotations)]
+    assert "&lt;script&gt;" in labels[0]
+    assert not any("<script" in label for label in labels)
     drawn = figures.plot_verdicts(synthetic.spectrum("sgd", names))
     drawn.draw_without_rendering()
 

@@ -8,6 +8,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 from landscape.report import write_report
+from landscape.report.page import _embedded
 from landscape.report.summary import found_warnings, lane_rows, overview, summarise
 
 CONTEXT = {
@@ -104,6 +105,12 @@ def test_class_names_stay_text(tmp_path, name):
     page = Page(text)
     assert name in " ".join(page.words)
     assert all(json.loads(figure) for figure in page.figures.values())
+
+
+def test_embedded_json_cannot_end_its_element():
+    text = json.dumps({"name": "</script><!-- & \u2028"}, ensure_ascii=False)
+    assert not set(_embedded(text)) & set("<>&\u2028")
+    assert json.loads(_embedded(text)) == json.loads(text)
 
 
 def test_one_model_with_little_measured_needs_no_context(tmp_path):
