@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -62,7 +63,9 @@ def validate(group: str, dataset: xr.Dataset) -> xr.Dataset:
         if name not in dataset:
             raise LandscapeError(f"results group '{group}': variable '{name}' is missing")
         if dataset[name].dims != dims:
-            raise LandscapeError(f"results group '{group}': '{name}' should have dimensions {dims}, got {dataset[name].dims}")
+            raise LandscapeError(
+                f"results group '{group}': '{name}' should have dimensions {dims}, got {dataset[name].dims}"
+            )
     return dataset
 
 
@@ -82,10 +85,10 @@ def _plain_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in attributes.items():
         if value is None:
             continue
-        if isinstance(value, (str, int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        if isinstance(value, (bool, np.bool_)):
+            plain[str(key)] = str(bool(value))
+        elif isinstance(value, (str, int, float, np.integer, np.floating)):
             plain[str(key)] = value
-        elif isinstance(value, bool):
-            plain[str(key)] = str(value)
         else:
             plain[str(key)] = json.dumps(value, default=str)
     return plain
@@ -114,13 +117,14 @@ def save_results(results: xr.DataTree | Mapping[str, xr.Dataset], path: str | Pa
         dataset.attrs = _plain_attributes(dataset.attrs)
         clean[f"/{name}"] = dataset
     tree = xr.DataTree.from_dict(clean)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
+        with writing_atomically(path) as temporary:
+            tree.to_netcdf(temporary, engine="h5netcdf")
     except OSError as error:
-        raise LandscapeError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to") from None
+        raise LandscapeError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
+        ) from None
     return path
 
 
@@ -143,7 +147,8 @@ def load_results(path: str | Path) -> xr.DataTree:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
     except (OSError, ValueError, KeyError) as error:
-        raise LandscapeError(f"{path} is not a results file of landscape, or is damaged ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LandscapeError(f"{path} is not a results file of landscape, or is damaged ({reason})") from None
 
 
 @contextmanager
@@ -182,7 +187,9 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LandscapeError(f"cannot write {self.folder}: {error.strerror}; choose another output folder") from None
+            raise LandscapeError(
+                f"cannot write {self.folder}: {error.strerror}; choose another output folder"
+            ) from None
 
     def renamed(self, prefix: str) -> Journal:
         """Return a view of this journal whose blocks carry a prefix: two measurements of one kind stay apart."""
@@ -193,21 +200,22 @@ class Journal:
     def path(self, name: str) -> Path:
         """Return the file of a block."""
         name = self._prefix + name
-        safe = "".join(ch if ch.isalnum() or ch in "=-." else "_" for ch in name)
-        return self.folder / f"{self.digest}.{safe}.npz"
+        safe = "".join(ch if (ch.isascii() and ch.isalnum()) or ch in "=-." else "_" for ch in name)[:80]
+        # Class names that differ only in what a file name cannot hold must not share a file.
+        return self.folder / f"{self.digest}.{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}.npz"
 
     def block(self, name: str, compute: Any) -> dict[str, np.ndarray]:
         """Return the block from its file, or compute it (a call without arguments) and keep it."""
         path = self.path(name)
         if path.is_file():
             try:
-                with np.load(path, allow_pickle=False) as stored:
+                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                     return {key: stored[key] for key in stored.files}
-            except (OSError, ValueError, EOFError):
+            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # cut short, or of another make
                 path.unlink()
         arrays = {key: np.asarray(value) for key, value in compute().items()}
-        with writing_atomically(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        with writing_atomically(path) as temporary, open(temporary, "wb") as target:
+            np.savez(target, **arrays)  # type: ignore[arg-type]
         return arrays
 
     def clear(self) -> None:

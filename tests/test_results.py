@@ -1,0 +1,302 @@
+"""Results files and the journal: what is written is what is read, or nothing is."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from landscape.errors import LandscapeError
+from landscape.results import SCHEMA, Journal, keep_block, load_results, save_results, validate, versions
+
+LANES = ["chat", "größe", "猫", "a/b c", "head", "all"]
+
+
+def group(name, **sizes):
+    """Every variable of a group's schema, filled with different numbers."""
+    known = {"lane": len(LANES), "probe": 2, "step": 3, "radius": 2, "draw": 4, "rho": 1}
+    known |= {"pair": 1, "beta": 3, "alpha": 2} | sizes
+    dataset = xr.Dataset(coords={"lane": LANES})
+    for number, (variable, dims) in enumerate(SCHEMA[name].items()):
+        shape = [known[dim] for dim in dims]
+        values = np.arange(np.prod(shape), dtype=float).reshape(shape) + 1000 * number
+        dataset[variable] = (dims, values)
+    if name == "spectrum":
+        dataset["verdict"] = ("lane", ["saddle", "slope", "no negative curvature", "undecided", "saddle", "slope"])
+    if name.startswith("surface"):
+        dataset["done"] = dataset["done"] > 1000 * (len(SCHEMA[name]) - 1)
+        dataset = dataset.assign_coords(alpha=np.linspace(-1, 2, known["alpha"]))
+    return dataset
+
+
+def every_group():
+    return {
+        "accuracy": group("accuracy"),
+        "spectrum": group("spectrum"),
+        "perturbation": group("perturbation"),
+        "surface": group("surface", alpha=4, beta=3),
+        "surface_line": group("surface_line", alpha=7),
+        "surface_eigen": group("surface_eigen", alpha=2, beta=5),
+    }
+
+
+# ---- schema -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEMA)
+def test_a_complete_group_is_valid(name):
+    dataset = group(name)
+    assert validate(name, dataset) is dataset
+
+
+@pytest.mark.parametrize(("name", "variable"), [(name, variable) for name, vs in SCHEMA.items() for variable in vs])
+def test_each_missing_or_misplaced_variable_is_named(name, variable):
+    dataset = group(name)
+    with pytest.raises(LandscapeError, match=f"group '{name}': variable '{variable}' is missing"):
+        validate(name, dataset.drop_vars(variable))
+    dataset[variable] = ("wrong", np.zeros(9))
+    with pytest.raises(LandscapeError, match=rf"'{name}': '{variable}' should have dimensions .* got \('wrong',\)"):
+        validate(name, dataset)
+
+
+def test_transposed_axes_are_refused():
+    with pytest.raises(LandscapeError, match="'loss' should have dimensions"):
+        validate("surface", group("surface").transpose("pair", "alpha", "beta", "lane"))
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_all_groups_with_different_grids_come_back_bit_for_bit(tmp_path, as_tree):
+    groups = every_group()
+    path = save_results(xr.DataTree.from_dict(groups) if as_tree else groups, tmp_path / "new" / "results.nc")
+    tree = load_results(path)
+    assert set(tree.children) == set(groups)
+    for name, dataset in groups.items():
+        xr.testing.assert_identical(tree[name].to_dataset(), dataset)
+        validate(name, tree[name].to_dataset())
+    assert tree["surface"].done.dtype == bool
+
+
+def test_nan_infinities_and_unicode_lanes_survive(tmp_path):
+    values = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324]
+    dataset = group("accuracy").assign(loss=("lane", values))
+    back = load_results(save_results({"accuracy": dataset}, tmp_path / "r.nc"))["accuracy"]
+    assert back.loss.values.tobytes() == np.array(values).tobytes()
+    assert list(back.lane.values) == LANES
+
+
+def test_attributes_of_every_kind_survive_and_the_callers_are_left_alone(tmp_path):
+    given = {
+        "text": "β = 0.1",
+        "empty": "",
+        "whole": 3,
+        "real": 0.1,
+        "numpy_whole": np.int64(2**40),
+        "numpy_real": np.float32(0.25),
+        "yes": True,
+        "no": np.bool_(False),
+        "numbers": [1.5, 2.5],
+        "pair": (1, 2),
+        "nothing_in_it": [],
+        "nested": {"a": [1, {"b": None}]},
+        "missing": None,
+        "long": "x" * 100_000,
+    }
+    dataset = group("accuracy").assign_attrs(given)
+    back = load_results(save_results({"accuracy": dataset}, tmp_path / "r.nc"))["accuracy"].attrs
+    same = ("text", "empty", "whole", "real", "numpy_whole", "numpy_real", "long")
+    assert {key: back[key] for key in same} == {key: given[key] for key in same}
+    assert (back["yes"], back["no"]) == ("True", "False")
+    for key in ("numbers", "pair", "nothing_in_it", "nested"):
+        assert json.loads(back[key]) == json.loads(json.dumps(given[key]))
+    assert "missing" not in back
+    assert dataset.attrs == given
+
+
+def test_saving_twice_gives_the_second(tmp_path):
+    path = tmp_path / "r.nc"
+    save_results({"accuracy": group("accuracy"), "spectrum": group("spectrum")}, path)
+    save_results({"accuracy": group("accuracy") + 1}, path)
+    tree = load_results(path)
+    assert set(tree.children) == {"accuracy"}
+    np.testing.assert_array_equal(tree["accuracy"].loss, group("accuracy").loss + 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("killed"), KeyboardInterrupt()])
+def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
+    path = save_results({"accuracy": group("accuracy")}, tmp_path / "r.nc")
+    before = path.read_bytes()
+
+    def crash(self, target, **options):
+        with open(target, "wb") as file:
+            file.write(b"half of a file")
+        raise error
+
+    monkeypatch.setattr(xr.DataTree, "to_netcdf", crash)
+    with pytest.raises((LandscapeError, type(error))) as caught:
+        save_results({"accuracy": group("accuracy") + 1}, path)
+    if isinstance(error, OSError):
+        assert re.match(r"cannot write .*r\.nc: No space left on device; choose", str(caught.value))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_a_loaded_file_can_be_overwritten(tmp_path):
+    path = save_results({"accuracy": group("accuracy")}, tmp_path / "r.nc")
+    tree = load_results(path)
+    save_results(tree, path)
+    xr.testing.assert_identical(load_results(path)["accuracy"].to_dataset(), tree["accuracy"].to_dataset())
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LandscapeError, match=r"cannot write .*r\.nc") as caught:
+        save_results({"accuracy": group("accuracy")}, tmp_path / "file" / "r.nc")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(LandscapeError, match=re.escape(f"no results file at {tmp_path / 'none.nc'}")):
+        load_results(tmp_path / "none.nc")
+    with pytest.raises(LandscapeError, match="no results file at"):
+        load_results(tmp_path)
+    whole = save_results({"spectrum": group("spectrum")}, tmp_path / "r.nc").read_bytes()
+    for content in (b"", b"not netCDF", whole[:100], whole[: len(whole) // 2], b"\0" * len(whole)):
+        (tmp_path / "bad.nc").write_bytes(content)
+        with pytest.raises(LandscapeError, match=r"bad\.nc is not a results file .* or is damaged") as caught:
+            load_results(tmp_path / "bad.nc")
+        assert "\n" not in str(caught.value)
+
+
+def test_versions_name_what_computed_the_numbers():
+    assert re.search(r"python \d+\.\d+.*torch \d.*numpy \d.*scipy \d.*xarray \d", versions())
+
+
+# ---- journal ------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """A computation that counts its calls."""
+
+    def __init__(self, **arrays):
+        self.arrays, self.calls = arrays, 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.arrays
+
+
+def test_a_block_is_computed_once_and_keeps_arrays_numbers_and_text(tmp_path):
+    arrays = {"loss": np.array([1.5, np.nan, np.inf]), "count": 3, "verdict": "saddle", "lanes": np.array(["ü", "猫"])}
+    compute = Counter(**arrays)
+    first = Journal(tmp_path, {"seed": 0}).block("row=0", compute)
+    again = Journal(tmp_path, {"seed": 0}).block("row=0", compute)
+    assert compute.calls == 1
+    for block in (first, again):
+        assert set(block) == set(arrays)
+        for key, value in arrays.items():
+            np.testing.assert_array_equal(block[key], np.asarray(value))
+
+
+def test_recipes_do_not_see_each_other(tmp_path):
+    first, second = Journal(tmp_path, {"seed": 0}), Journal(tmp_path, {"seed": 1})
+    assert first.digest != second.digest
+    first.block("row=0", Counter(x=0))
+    assert second.block("row=0", Counter(x=1))["x"] == 1
+    assert first.block("row=0", Counter(x=2))["x"] == 0
+
+
+def test_the_digest_is_of_the_values_not_of_their_order(tmp_path):
+    assert Journal(tmp_path, {"a": 1, "b": (1, 2)}).digest == Journal(tmp_path, {"b": [1, 2], "a": 1}).digest
+    assert Journal(tmp_path, {"a": 1}).digest != Journal(tmp_path, {"a": "1"}).digest
+
+
+@pytest.mark.parametrize(("one", "other"), [("lane=a/b", "lane=a b"), ("lane=a_b", "lane=a/b"), ("lane=猫", "lane=犬")])
+def test_names_that_differ_only_in_what_a_file_name_cannot_hold_stay_apart(tmp_path, one, other):
+    journal = Journal(tmp_path, {})
+    journal.block(one, Counter(x=1))
+    assert journal.block(other, Counter(x=2))["x"] == 2
+    assert journal.block(one, Counter(x=3))["x"] == 1
+
+
+def test_long_names_fit_into_a_file_name(tmp_path):
+    journal = Journal(tmp_path, {})
+    for ending in "ab":
+        assert journal.block("lane=" + "猫" * 300 + ending, Counter(x=ord(ending)))["x"] == ord(ending)
+
+
+def test_a_renamed_view_shares_the_recipe_but_no_block(tmp_path):
+    journal = Journal(tmp_path, {"seed": 0})
+    view = journal.renamed("eigen").renamed("tail")
+    journal.block("row=0", Counter(x=0))
+    assert view.block("row=0", Counter(x=1))["x"] == 1
+    assert journal.renamed("eigen.tail").path("row=0") == view.path("row=0")
+    assert journal.block("row=0", Counter(x=2))["x"] == 0
+    assert view.digest == journal.digest
+    view.clear()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_a_truncated_block_is_computed_again(tmp_path, share):
+    journal = Journal(tmp_path, {})
+    journal.block("row=0", Counter(x=np.arange(1000.0)))
+    path = journal.path("row=0")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    compute = Counter(x=np.arange(1000.0))
+    np.testing.assert_array_equal(journal.block("row=0", compute)["x"], np.arange(1000.0))
+    assert compute.calls == 1
+    assert path.read_bytes() == whole
+
+
+def test_a_block_with_a_flipped_bit_is_computed_again(tmp_path):
+    journal = Journal(tmp_path, {})
+    journal.block("row=0", Counter(x=np.arange(1000.0)))
+    content = bytearray(journal.path("row=0").read_bytes())
+    content[len(content) // 2] ^= 1
+    journal.path("row=0").write_bytes(content)
+    np.testing.assert_array_equal(journal.block("row=0", Counter(x=np.arange(1000.0)))["x"], np.arange(1000.0))
+
+
+def test_a_failed_computation_leaves_nothing_behind(tmp_path):
+    journal = Journal(tmp_path, {})
+
+    def fail():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        journal.block("row=0", fail)
+    assert list(tmp_path.iterdir()) == []
+    assert journal.block("row=0", Counter(x=1))["x"] == 1
+
+
+def test_clear_removes_this_recipes_blocks_only_and_the_folder_when_it_is_empty(tmp_path):
+    folder = tmp_path / "journal"
+    mine, other = Journal(folder, {"seed": 0}), Journal(folder, {"seed": 1})
+    mine.block("row=0", Counter(x=0))
+    other.block("row=0", Counter(x=1))
+    mine.clear()
+    assert not mine.path("row=0").exists()
+    assert other.block("row=0", Counter(x=2))["x"] == 1
+    other.clear()
+    assert not folder.exists()
+
+
+def test_a_journal_in_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LandscapeError, match=r"cannot write .*journal.*choose another output folder"):
+        Journal(tmp_path / "file" / "journal", {})
+
+
+def test_without_a_journal_nothing_is_kept():
+    compute = Counter(x=1)
+    assert keep_block(None, "row=0", compute)["x"].shape == ()
+    keep_block(None, "row=0", compute)
+    assert compute.calls == 2
