@@ -103,7 +103,11 @@ def measure_accuracy(
             "loss": ("lane", lane_means(chosen, values["loss"])),
             "num_examples": ("lane", counts),
         },
-        coords={"lane": list(chosen.names), "lane_kind": ("lane", list(chosen.kinds)), "lane_group": ("lane", list(chosen.groups))},
+        coords={
+            "lane": list(chosen.names),
+            "lane_kind": ("lane", list(chosen.kinds)),
+            "lane_group": ("lane", list(chosen.groups)),
+        },
     )
     if "cross_entropy" in values:
         dataset["cross_entropy"] = ("lane", lane_means(chosen, values["cross_entropy"]))
@@ -138,7 +142,12 @@ def measure_everything(
     groups["perturbation"] = measure_perturbation(risk, lanes, options=what.perturbation, **shared)  # type: ignore[arg-type]
     axis = np.linspace(-1, 1, what.plane_points)
     groups["surface_line"] = measure_surface(
-        risk, lanes, kind="line", x=np.linspace(-1, 1, what.line_points), num_pairs=what.line_pairs, **shared  # type: ignore[arg-type]
+        risk,
+        lanes,
+        kind="line",
+        x=np.linspace(-1, 1, what.line_points),
+        num_pairs=what.line_pairs,
+        **shared,  # type: ignore[arg-type]
     )
     if len(risk.theta) < 2:
         return groups

@@ -117,8 +117,10 @@ def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any
     guess = infer_architecture(checkpoint.state_dict)
     name = source.model or spec.get("model") or (guess.model if guess else None)
     if name is None:
-        raise LandscapeError(f"{source.path} does not record its model: name it with --model, for example --model resnet32")
-    head = source.head or spec.get("head") or (guess.head if guess else "linear")
+        raise LandscapeError(
+            f"{source.path} does not record its model: name it with --model, for example --model resnet32"
+        )
+    head: Any = source.head or spec.get("head") or (guess.head if guess else "linear")
     images = dataset.test.images
     return build_model(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -45,7 +46,9 @@ class PerturbationOptions:
 
     def __post_init__(self) -> None:
         if self.num_draws < 4 or self.num_draws % 2:
-            raise LandscapeError(f"num_draws: expected an even number of at least 4 (antithetic pairs), got {self.num_draws}")
+            raise LandscapeError(
+                f"num_draws: expected an even number of at least 4 (antithetic pairs), got {self.num_draws}"
+            )
         for name in ("radii", "sigmas", "rhos"):
             if any(not value > 0 for value in getattr(self, name)):
                 raise LandscapeError(f"{name}: expected positive numbers, got {getattr(self, name)}")
@@ -125,7 +128,7 @@ def worst_case(
     -------
     tuple[float, float]
         The best increase found (a lower bound of the maximum; at least 0, its value at the centre) and the increase
-        after the first step alone.
+        after the first step alone. NaN where the loss is NaN, inf where it is inf: the search stops there.
 
     Notes
     -----
@@ -144,13 +147,18 @@ def worst_case(
         gradient = risk.gradients(theta + offset, row[None])[0]
         if not bool(gradient.any()):
             gradient = gaussian([theta], generator, sigma=1.0)[0]
-        (move,) = gradient_ascent([gradient], rho if step == 0 else rho / 2)
+        if not bool(gradient.isfinite().all()):  # the loss left its domain on the way
+            break
+        # Scaled first: the guard against division by zero in the step must not shorten it where the slope is tiny.
+        (move,) = gradient_ascent([gradient / gradient.abs().max()], rho if step == 0 else rho / 2)
         offset = offset + move
         norm = torch.linalg.vector_norm(offset)
         offset = offset * (rho / norm.clamp_min(rho))
         increase = lane_loss(theta + offset) - centre
         first = increase if step == 0 else first
-        best = max(best, increase)
+        best = increase if math.isnan(increase) else max(best, increase)  # max(0, NaN) would be 0
+        if not math.isfinite(increase):
+            break
     return best, first
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,16 +15,23 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from landscape.diagnosis import Plan, capped, choose_plan, measure_accuracy, measure_everything, summarise
+from landscape.diagnosis import (
+    Plan,
+    capped,
+    choose_plan,
+    estimate_cost,
+    measure_accuracy,
+    measure_everything,
+    summarise,
+)
 from landscape.errors import LandscapeError
 from landscape.figures import save_comparison_figures, save_figures
-from landscape.loading import CheckpointSource, LoadedCheckpoint, load_checkpoint, risk_of
+from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, load_checkpoint, risk_of
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
-from landscape.training import TrainSpec, train
+from landscape.training import Progress, TrainSpec, estimate_training, train, untrained_checkpoint
 
-Progress = Callable[[int, int, str], None]
 Announce = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
@@ -65,10 +73,12 @@ class RunSpec:
     train: TrainSpec
     optimizers: tuple[str, ...]
     analysis: AnalysisSpec = field(default_factory=AnalysisSpec)
-    split: str = "train"
+    split: SplitName = "train"
+    objective: str = "own"
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        CheckpointSource("", split=self.split, loss=self.objective)
         if not self.optimizers:
             raise LandscapeError("--optimizers: expected at least one name, such as sgd,sam")
         if len(set(self.optimizers)) != len(self.optimizers):
@@ -228,7 +238,10 @@ def figures(
     groups = analyse(prepared, out, spec, progress=progress)
     table = draw(groups, out)
     name = str(prepared.loaded.spec.get("optimizer") or Path(source.path).stem)
-    config = {"source": {k: str(v) for k, v in asdict(prepared.source).items() if v is not None}, "plan": asdict(prepared.plan)}
+    config = {
+        "source": {k: str(v) for k, v in asdict(prepared.source).items() if v is not None},
+        "plan": asdict(prepared.plan),
+    }
     report(
         out,
         {name: groups},
@@ -263,12 +276,12 @@ def run_everything(
         try:
             if announce:
                 announce(f"{stage}: training")
-            path = train(replace(spec.train, optimizer=name), folder, device=spec.device, resume=True, progress=progress)
+            path = train(
+                replace(spec.train, optimizer=name), folder, device=spec.device, resume=True, progress=progress
+            )
             if announce:
                 announce(f"{stage}: analysing")
-            source = CheckpointSource(
-                path, split=spec.split, device=spec.device, max_per_class=spec.analysis.max_per_class  # type: ignore[arg-type]
-            )
+            source = CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device)
             results[name] = analyse(prepare(source, spec.analysis), folder, spec.analysis, progress=progress)
             tables[name] = draw(results[name], folder)
         except LandscapeError as error:
@@ -291,6 +304,26 @@ def run_everything(
         warnings=warnings,
     )
     return tables
+
+
+def estimate_run(spec: RunSpec) -> dict[str, tuple[float, int]]:
+    """Return the expected {stage: (seconds, bytes)} of the main job, from timed steps on this machine.
+
+    Every optimizer's training is timed by itself; the analysis of one network of this shape, with weights as
+    initialised, stands for all of them.
+    """
+    stages = {}
+    for name in spec.optimizers:
+        stages[f"training with {name}"] = estimate_training(replace(spec.train, optimizer=name), device=spec.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = untrained_checkpoint(spec.train, folder)
+        ready = prepare(
+            CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device), spec.analysis
+        )
+        cost = estimate_cost(ready.risk, ready.plan, spec.analysis.lanes)
+    number = len(spec.optimizers)
+    stages[f"analysis, {number} times"] = (number * cost.seconds, cost.bytes)
+    return stages
 
 
 def combine(out: str | Path, results: Mapping[str, Mapping[str, xr.Dataset]], **context: Any) -> pd.DataFrame:
@@ -348,7 +381,9 @@ def _require_comparable(results: Mapping[str, Mapping[str, xr.Dataset]]) -> list
             raise LandscapeError(f"cannot compare {first_name} with {name}: their lanes differ")
         for key in ("dataset", "split", "objective", "max_per_class", "seed", "dtype"):
             if a.attrs.get(key) != b.attrs.get(key):
-                warnings.append(f"{first_name} and {name} differ in {key}: {a.attrs.get(key)} against {b.attrs.get(key)}")
+                warnings.append(
+                    f"{first_name} and {name} differ in {key}: {a.attrs.get(key)} against {b.attrs.get(key)}"
+                )
     return warnings
 
 

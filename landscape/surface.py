@@ -65,7 +65,7 @@ def random_directions(risk: ClassRisk, *, num: int, seed: int, pair: int) -> lis
 
 
 def between(risk: ClassRisk, other: ClassRisk) -> Tensor:
-    """Return the direction (n,) from one checkpoint's weights to another's: 0 is this one, 1 the other.
+    """Return the direction (n,) float64 from one checkpoint's weights to another's: 0 is this one, 1 exactly the other.
 
     Raises
     ------
@@ -73,12 +73,17 @@ def between(risk: ClassRisk, other: ClassRisk) -> Tensor:
         If the two have different parameters.
     """
     if risk.layout.names != other.layout.names or risk.layout.shapes != other.layout.shapes:
-        raise LandscapeError("the two checkpoints have different parameters: a line between them needs one architecture")
-    return other.theta.to(risk.theta) - risk.theta
+        raise LandscapeError(
+            "the two checkpoints have different parameters: a line between them needs one architecture"
+        )
+    return other.theta.to(risk.theta).double() - risk.theta.double()
 
 
 def _coordinates(values: ArrayLike | None, default: np.ndarray, name: str) -> np.ndarray:
-    array = default if values is None else np.asarray(values, dtype=np.float64)
+    try:
+        array = default if values is None else np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all() or not (np.diff(array) > 0).all():
         raise LandscapeError(f"{name}: expected at least two finite, increasing coordinates, got {values!r}")
     return array
@@ -91,19 +96,25 @@ def _pairs(
     if directions is None:
         if num_pairs < 1:
             raise LandscapeError(f"num_pairs: expected at least 1, got {num_pairs}")
-        return (
-            [random_directions(risk, num=num, seed=seed, pair=p) for p in range(num_pairs)],
-            "filter-normalised, biases and normalisation layers unmoved, orthogonal after scaling",
-        )
+        pairs = [random_directions(risk, num=num, seed=seed, pair=p) for p in range(num_pairs)]
+        _require_directions(pairs)
+        return pairs, "filter-normalised, biases and normalisation layers unmoved, orthogonal after scaling"
     if len(directions) != num:
         raise LandscapeError(f"a {kind} needs {num} direction(s), got {len(directions)}")
-    given = [torch.as_tensor(d).to(risk.theta) for d in directions]
+    given = [torch.as_tensor(d).to(device=risk.theta.device, dtype=torch.float64) for d in directions]
     for d in given:
         if d.shape != risk.theta.shape:
             raise LandscapeError(f"expected directions of shape {tuple(risk.theta.shape)}, got {tuple(d.shape)}")
+    _require_directions([given])
+    return [given], "as given"
+
+
+def _require_directions(pairs: Sequence[Sequence[Tensor]]) -> None:
+    for d in (d for axes in pairs for d in axes):
         if not bool(d.isfinite().all()):
             raise LandscapeError("a direction of the surface is not finite")
-    return [given], "as given"
+        if not bool(d.any()):
+            raise LandscapeError("a direction of the surface is zero: the surface would be constant along it")
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -188,7 +199,7 @@ def measure_surface(
     rows = []
     for number, axes in enumerate(pairs):
         for i, beta in enumerate(betas):
-            base = risk.theta if kind == "line" else risk.theta + float(beta) * axes[1]
+            base = risk.theta.double() if kind == "line" else risk.theta.double() + float(beta) * axes[1].double()
             name = f"surface/{kind}/pair={number}/row={i}"
             rows.append(keep_block(journal, name, lambda b=base, d=axes[0]: _row(risk, chosen, b, d, alphas)))
             if progress is not None:
@@ -213,16 +224,24 @@ def measure_surface(
     return dataset
 
 
-def _row(risk: ClassRisk, lanes: Lanes, base: Tensor, direction: Tensor, alphas: np.ndarray) -> Mapping[str, np.ndarray]:
+def _row(
+    risk: ClassRisk, lanes: Lanes, base: Tensor, direction: Tensor, alphas: np.ndarray
+) -> Mapping[str, np.ndarray]:
     out: dict[str, list[np.ndarray]] = {}
     for alpha in alphas:
-        for name, values in class_losses(risk, base + float(alpha) * direction).items():
+        point = (base + float(alpha) * direction.double()).to(risk.theta.dtype)
+        for name, values in class_losses(risk, point).items():
             out.setdefault(name, []).append(lane_means(lanes, values))
-    return {name: np.stack(values) for name, values in out.items()}  # (alpha, lane)
+    return {name: np.stack(values) for name, values in out.items()}
 
 
 def _grid(
-    rows: Sequence[Mapping[str, np.ndarray]], kind: Kind, num_pairs: int, alphas: np.ndarray, betas: np.ndarray, lanes: Lanes
+    rows: Sequence[Mapping[str, np.ndarray]],
+    kind: Kind,
+    num_pairs: int,
+    alphas: np.ndarray,
+    betas: np.ndarray,
+    lanes: Lanes,
 ) -> xr.Dataset:
     shape = (num_pairs, len(betas), len(alphas), len(lanes))
     dims: tuple[str, ...] = ("pair", "beta", "alpha", "lane")

@@ -1,5 +1,6 @@
 """Training: the specification of a run, the published schedules, the one training loop and the one evaluation loop."""
 
+from landscape.training.estimate import estimate_training, untrained_checkpoint
 from landscape.training.evaluation import Evaluation, evaluate
 from landscape.training.loop import Objective, Progress, resolve_device, train
 from landscape.training.schedules import SCHEDULES, learning_rate
@@ -11,8 +12,10 @@ __all__ = [
     "Objective",
     "Progress",
     "TrainSpec",
+    "estimate_training",
     "evaluate",
     "learning_rate",
     "resolve_device",
     "train",
+    "untrained_checkpoint",
 ]

@@ -71,7 +71,7 @@ class Objective(nn.Module):
 
 
 @dataclass
-class _Run:
+class Run:
     """What an epoch needs."""
 
     spec: TrainSpec
@@ -146,11 +146,11 @@ def train(
         if progress is not None:
             progress(spec.epochs, spec.epochs, text)
         return out / files.CHECKPOINT
-    run = _build(spec, chosen)
+    run = build_run(spec, chosen)
     if state is not None:
         _restore(run, state)
         logger.info("resuming %s after epoch %d of %d", out, len(run.history), spec.epochs)
-    with _suitable_threads(run):
+    with suitable_threads(run):
         for epoch in range(len(run.history), spec.epochs):
             _run_epoch(run, epoch)
             _write_epoch(run, out)
@@ -159,7 +159,8 @@ def train(
         return _finish(run, out)
 
 
-def _build(spec: TrainSpec, device: torch.device) -> _Run:
+def build_run(spec: TrainSpec, device: torch.device) -> Run:
+    """Build everything that a run needs from its specification, at epoch 0."""
     dataset = spec.load_data()
     _, in_channels, height, _ = dataset.train.images.shape
     model = build_model(
@@ -185,7 +186,7 @@ def _build(spec: TrainSpec, device: torch.device) -> _Run:
         bn_statistics=spec.bn_statistics,
         **spec.optimizer_options,
     )
-    return _Run(
+    return Run(
         spec=spec,
         dataset=dataset,
         device=device,
@@ -198,7 +199,7 @@ def _build(spec: TrainSpec, device: torch.device) -> _Run:
 
 
 @contextmanager
-def _suitable_threads(run: _Run) -> Iterator[None]:
+def suitable_threads(run: Run) -> Iterator[None]:
     """Use one CPU thread while batches are small: 11 times faster on digits if cores are busy, same bits anywhere."""
     before = torch.get_num_threads()
     if run.spec.batch_size * run.dataset.train.images[0].numel() < SMALL_BATCH:
@@ -209,15 +210,15 @@ def _suitable_threads(run: _Run) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _restore(run: _Run, state: dict[str, Any]) -> None:
+def _restore(run: Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.history.extend(state["history"])
 
 
-def _run_epoch(run: _Run, epoch: int) -> None:
-    """Train one epoch, evaluate if it is due, append the epoch's row to the history."""
-    spec, started = run.spec, time.perf_counter()
+def begin_epoch(run: Run, epoch: int) -> float:
+    """Set learning rate, noise streams and modes for an epoch; return the learning rate."""
+    spec = run.spec
     lr = learning_rate(spec.schedule, epoch, num_epochs=spec.epochs, lr=spec.lr)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -229,16 +230,28 @@ def _run_epoch(run: _Run, epoch: int) -> None:
         setattr(run.objective.loss, "generator", noise)  # noqa: B010  (not every loss declares it)
     run.model.train()
     run.objective.train()
+    return lr
 
+
+def batches_of(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of an epoch: the same whenever it is asked for."""
+    return run.batches.epoch(stream(run.spec.seed, f"training/epoch={epoch}/batches"))
+
+
+def take_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
+    """Take one optimizer step on a batch; return the mean loss where the optimizer first evaluated it."""
+    return run.optimizer.step(lambda: run.objective(run.model(images), labels), labels)
+
+
+def _run_epoch(run: Run, epoch: int) -> None:
+    """Train one epoch, evaluate if it is due, append the epoch's row to the history."""
+    spec, started = run.spec, time.perf_counter()
+    lr = begin_epoch(run, epoch)
     # Summed on the device: reading a value back in every step would make the host wait for the device.
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     num_images = 0
-    for images, labels in run.batches.epoch(stream(spec.seed, f"{streams}/batches")):
-
-        def closure(images: Tensor = images, labels: Tensor = labels) -> Tensor:
-            return run.objective(run.model(images), labels)
-
-        total += run.optimizer.step(closure, labels).double() * len(labels)
+    for images, labels in batches_of(run, epoch):
+        total += take_step(run, images, labels).double() * len(labels)
         num_images += len(labels)
     train_loss = total.item() / num_images
     _require_finite(run, epoch, lr, train_loss)
@@ -251,7 +264,7 @@ def _run_epoch(run: _Run, epoch: int) -> None:
     run.history.append(row)
 
 
-def _require_finite(run: _Run, epoch: int, lr: float, train_loss: float) -> None:
+def _require_finite(run: Run, epoch: int, lr: float, train_loss: float) -> None:
     weights = torch.stack([parameter.detach().sum() for parameter in run.model.parameters()])
     if torch.isfinite(weights).all() and math.isfinite(train_loss):
         return
@@ -278,11 +291,11 @@ def _describe(row: dict[str, Any]) -> str:
     return text
 
 
-def _write_epoch(run: _Run, out: Path) -> None:
+def _write_epoch(run: Run, out: Path) -> None:
     epoch = len(run.history)
     # Before the state, so that a run killed in between writes it again.
     if run.spec.save_every and epoch % run.spec.save_every == 0:
-        write_checkpoint(out / f"epoch_{epoch:03d}.safetensors", run.model.state_dict(), _checkpoint_spec(run))
+        write_checkpoint(out / f"epoch_{epoch:03d}.safetensors", run.model.state_dict(), checkpoint_spec(run))
     state = {
         "spec": json.dumps(run.spec.to_dict()),
         "model": run.model.state_dict(),
@@ -294,22 +307,24 @@ def _write_epoch(run: _Run, out: Path) -> None:
     files.write_record(out / files.RECORD, _record(run, is_finished=False))
 
 
-def _finish(run: _Run, out: Path) -> Path:
-    path = write_checkpoint(out / files.CHECKPOINT, run.model.state_dict(), _checkpoint_spec(run))
+def _finish(run: Run, out: Path) -> Path:
+    path = write_checkpoint(out / files.CHECKPOINT, run.model.state_dict(), checkpoint_spec(run))
     files.write_history(out / files.HISTORY, run.history)
     files.write_record(out / files.RECORD, _record(run, is_finished=True))
     (out / files.STATE).unlink(missing_ok=True)  # last: whatever failed before can be resumed
     return path
 
 
-def _accuracy(run: _Run) -> dict[str, float]:
+def _accuracy(run: Run) -> dict[str, float]:
     """Return the test accuracy per lane after the last epoch; empty if it was not evaluated."""
+    if not run.history:
+        return {}
     columns = {name.partition("/"): value for name, value in run.history[-1].items()}
     lanes = {lane: value for (kind, _, lane), value in columns.items() if kind == "test_accuracy"}
     return {lane: value for lane, value in lanes.items() if not math.isnan(value)}  # an empty group; JSON has no NaN
 
 
-def _checkpoint_spec(run: _Run) -> dict[str, Any]:
+def checkpoint_spec(run: Run) -> dict[str, Any]:
     """Return what the checkpoint says about itself; nothing in it depends on when or how fast the run was."""
     spec, dataset = run.spec, run.dataset
     _, in_channels, height, _ = dataset.train.images.shape
@@ -343,13 +358,13 @@ def _checkpoint_spec(run: _Run) -> dict[str, Any]:
     }
 
 
-def _record(run: _Run, *, is_finished: bool) -> dict[str, Any]:
+def _record(run: Run, *, is_finished: bool) -> dict[str, Any]:
     seconds = [row["seconds"] for row in run.history]
     num_images = len(run.dataset.train) * len(seconds)
     return {
         "finished": is_finished,
         "spec": run.spec.to_dict(),
-        "checkpoint": _checkpoint_spec(run),
+        "checkpoint": checkpoint_spec(run),
         "environment": files.describe_environment(run.device),
         "timings": {
             "num_epochs": len(seconds),

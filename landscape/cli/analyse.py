@@ -1,0 +1,346 @@
+"""The commands that analyse checkpoints: inspect, spectrum, perturb, surface, figures, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.cli import options as opt
+from landscape.cli.app import app, command_line, require_writable
+from landscape.cli.terminal import ProgressLine, print_json, say, show_estimate, show_table, with_error
+from landscape.cli.train import show_verdicts
+from landscape.errors import LandscapeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from landscape.loading import CheckpointSource
+    from landscape.pipeline import AnalysisSpec, Prepared
+    from landscape.risk import ModelRisk
+
+
+@app.command()
+@opt.takes(opt.data_options, opt.examples_options, split="test")
+def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
+    """Show what is in a checkpoint: architecture, how it was trained, loss and accuracy per class and group."""
+    from landscape.checkpoint import infer_architecture, read_checkpoint
+    from landscape.diagnosis import measure_accuracy
+    from landscape.loading import load_checkpoint, risk_of
+
+    stored = read_checkpoint(checkpoint)
+    facts = _facts(stored, infer_architecture(stored.state_dict))
+    source = opt.checkpoint_source(checkpoint, given)
+    has_data = stored.spec is not None or source.dataset is not None
+    accuracy = measure_accuracy(risk_of(load_checkpoint(source), source)) if has_data else None
+    if given["as_json"]:
+        lanes = accuracy.to_dataframe().reset_index().to_dict("records") if accuracy is not None else []
+        print_json({"checkpoint": facts, "lanes": lanes})
+        return
+    for key, value in facts.items():
+        say(f"{key + ':':<20} {value}")
+    if accuracy is None:
+        say("no data set recorded: give --dataset and --data-dir for loss and accuracy per class")
+        return
+    say(f"\n{source.split} split of {accuracy.attrs['dataset']}: exact mean loss; accuracy ± binomial standard error")
+    rows = accuracy.to_dataframe()
+    show_table(
+        {
+            "lane": [str(name) for name in rows.index],
+            "examples": [str(n) for n in rows.num_examples],
+            "loss": [f"{x:.4f}" for x in rows.loss],
+            "accuracy": [f"{a:.4f} ± {e:.4f}" for a, e in zip(rows.accuracy, rows.accuracy_stderr)],
+        }
+    )
+
+
+def _facts(stored: Any, architecture: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "file": str(stored.path),
+        "sha256": stored.sha256,
+        "container": stored.container,
+        "tensors": len(stored.state_dict),
+        "entries": sum(tensor.numel() for tensor in stored.state_dict.values()),
+    }
+    if stored.spec is not None:
+        facts |= {key: value for key, value in stored.spec.items() if key not in ("class_names", "accuracy", "groups")}
+    elif architecture is not None:
+        facts["looks like"] = f"{architecture.model}, {architecture.num_classes} classes, {architecture.head} head"
+    return facts
+
+
+@app.command()
+@opt.takes(*opt.ANALYSES)
+def figures(checkpoint: opt.Checkpoint, out: opt.Out, *, given: dict[str, Any]) -> None:
+    """Run all three analyses of one checkpoint: every figure as PNG and PDF, results.nc, summary.csv, report.html."""
+    from landscape.pipeline import REPORT
+    from landscape.pipeline import figures as make_figures
+
+    source, spec = opt.checkpoint_source(checkpoint, given), opt.analysis_spec(given)
+    if given["dry_run"]:
+        _estimate(source, spec, given["as_json"])
+        return
+    require_writable(out, is_file=False)
+    table = make_figures(source, out, spec, command=command_line(), progress=ProgressLine())
+    _show_summary(table, given["as_json"])
+    if not given["as_json"]:
+        say(f"report: {out / REPORT}")
+
+
+def _estimate(source: CheckpointSource, spec: AnalysisSpec, as_json: bool) -> None:
+    from landscape.diagnosis import estimate_cost
+    from landscape.pipeline import prepare
+
+    ready = prepare(source, spec)
+    cost = estimate_cost(ready.risk, ready.plan, spec.lanes)
+    show_estimate({f"analysis of {Path(source.path).name}": (cost.seconds, cost.bytes)}, as_json=as_json)
+
+
+def _show_summary(table: pd.DataFrame, as_json: bool) -> None:
+    if as_json:
+        print_json(table.reset_index().to_dict("records"))
+        return
+    rounding = table.noise_floor
+    show_table(
+        {
+            "lane": [str(name) for name in table.index],
+            "n": [str(n) for n in table.num_examples],
+            "loss": [f"{x:.4g}" for x in table.loss],
+            "|g|": [f"{x:.3g}" for x in table.gradient_norm],
+            "lambda_min": [with_error(v, e) for v, e in zip(table.lambda_min, table.lambda_min_residual + rounding)],
+            "lambda_max": [with_error(v, e) for v, e in zip(table.lambda_max, table.lambda_max_residual + rounding)],
+            "trace": [with_error(v, e) for v, e in zip(table.trace, table.trace_stderr)],
+            "verdict": [str(v) for v in table.verdict],
+        }
+    )
+    say("loss, |g|: exact over the n examples; lambda ± residual and rounding; trace ± standard error over probes")
+
+
+@app.command()
+@opt.takes(*opt.ANALYSES)
+def spectrum(
+    checkpoint: opt.Checkpoint,
+    out: opt.Out,
+    num_probes: Annotated[
+        int | None, typer.Option(help="Density probes, at least 2.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Lanczos steps per probe.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Most steps for the extremes.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Negative curvature counts above this share of lambda_max.", rich_help_panel=opt.ANALYSIS),
+    ] = None,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Measure Hessian spectra: density, both extremes with residuals, trace, negative energy, verdict."""
+    from landscape.diagnosis import summarise
+    from landscape.spectrum import measure_spectrum
+
+    chosen = {"num_probes": num_probes, "num_steps": num_steps, "max_steps": max_steps, "threshold": threshold}
+    changed: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+
+    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
+        return measure_spectrum(ready.risk, lanes, options=replace(ready.plan.spectrum, **changed), **shared)
+
+    dataset = _measure("spectrum", checkpoint, out, given, measure, changed)
+    if dataset is not None:
+        _show_summary(summarise({"spectrum": dataset}), given["as_json"])
+
+
+@app.command()
+@opt.takes(*opt.ANALYSES)
+def perturb(
+    checkpoint: opt.Checkpoint,
+    out: opt.Out,
+    radii: Annotated[
+        str | None, typer.Option(help="Filter-relative radii, 0.05,0.1.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    sigmas: Annotated[
+        str | None, typer.Option(help="Gaussian noise per weight, 0.01.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    rhos: Annotated[str | None, typer.Option(help="Worst-case radii, 0.05.", rich_help_panel=opt.ANALYSIS)] = None,
+    num_draws: Annotated[int | None, typer.Option(help="Draws, an even number.", rich_help_panel=opt.ANALYSIS)] = None,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Measure how much the loss of every lane moves under random and worst-case perturbations of the weights."""
+    from landscape.perturbation import measure_perturbation
+
+    chosen: dict[str, Any] = {
+        "radii": opt.parse_numbers(radii, "--radii"),
+        "sigmas": opt.parse_numbers(sigmas, "--sigmas"),
+        "rhos": opt.parse_numbers(rhos, "--rhos"),
+        "num_draws": num_draws,
+    }
+    changed = {name: value for name, value in chosen.items() if value is not None}
+
+    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
+        return measure_perturbation(ready.risk, lanes, options=replace(ready.plan.perturbation, **changed), **shared)
+
+    dataset = _measure("perturbation", checkpoint, out, given, measure, changed)
+    if dataset is None:
+        return
+    if given["as_json"]:
+        print_json(dataset[["mean_increase", "mean_increase_stderr", "worst_case_increase"]].to_dict()["data_vars"])
+        return
+    columns = {"lane": [str(name) for name in dataset.lane.values], "n": [str(n) for n in dataset.num_examples.values]}
+    for radius in dataset.radius.values:
+        at = dataset.sel(radius=radius)
+        errors = zip(at.mean_increase.values, at.mean_increase_stderr.values)
+        columns[f"radius {radius:g}"] = [with_error(v, e) for v, e in errors]
+    for rho in dataset.rho.values:
+        columns[f"worst rho {rho:g}"] = [f">= {v:.4g}" for v in dataset.worst_case_increase.sel(rho=rho).values]
+    show_table(columns)
+    say(
+        "mean increase of the loss ± standard error over antithetic pairs; worst case: a lower bound (best of an ascent)"
+    )
+
+
+@app.command()
+@opt.takes(*opt.ANALYSES)
+def surface(
+    checkpoint: opt.Checkpoint,
+    out: opt.Out,
+    kind: Annotated[str, typer.Option(help="line or plane.", rich_help_panel=opt.ANALYSIS)] = "plane",
+    directions: Annotated[
+        str,
+        typer.Option(
+            help="random, eigen:LANE (v_min, and v_max on a plane), or another CKPT (a line).",
+            rich_help_panel=opt.ANALYSIS,
+        ),
+    ] = "random",
+    x: Annotated[
+        str | None, typer.Option("--x", help="START:STOP:COUNT, such as --x=-1:1:51.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", help="START:STOP:COUNT of the second axis.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    num_pairs: Annotated[
+        int | None, typer.Option(help="Random directions or pairs.", rich_help_panel=opt.ANALYSIS)
+    ] = None,
+    batchnorm: Annotated[
+        str, typer.Option(help="frozen, or recalibrate at every point.", rich_help_panel=opt.ANALYSIS)
+    ] = "frozen",
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Measure the loss of every lane on lines or planes through the weights."""
+    from landscape.ranges import parse_range
+    from landscape.surface import KINDS, measure_surface
+
+    if kind not in KINDS:
+        from landscape.errors import unknown_name
+
+        raise unknown_name("kind of surface", kind, KINDS)
+    alphas = parse_range(x, "--x") if x else None
+    betas = parse_range(y, "--y") if y else None
+    source = opt.checkpoint_source(checkpoint, given)
+
+    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
+        vectors, labels = _directions(directions, kind, ready.risk, source, given)
+        points = ready.plan.line_points if kind == "line" else ready.plan.plane_points
+        default = parse_range(f"-1:1:{points}")
+        return measure_surface(
+            ready.risk,
+            lanes,
+            kind=kind,
+            directions=vectors,
+            labels=labels,
+            x=default if alphas is None else alphas,
+            y=default if betas is None else betas,
+            num_pairs=num_pairs or (ready.plan.line_pairs if kind == "line" else 1),
+            batchnorm=batchnorm,
+            **shared,
+        )
+
+    recipe = {"kind": kind, "directions": directions, "x": x, "y": y, "pairs": num_pairs, "batchnorm": batchnorm}
+    group = "surface_line" if kind == "line" else "surface"
+    dataset = _measure(group, checkpoint, out, given, measure, recipe)
+    if dataset is None:
+        return
+    lowest, highest = dataset.loss.min(("pair", "alpha", *(["beta"] if kind == "plane" else []))), dataset.loss.max()
+    if given["as_json"]:
+        print_json({"lane": dataset.lane.values, "lowest": lowest.values, "shape": dict(dataset.sizes)})
+        return
+    columns = {"lane": [str(name) for name in dataset.lane.values], "lowest loss": [f"{v:.4g}" for v in lowest.values]}
+    show_table(columns)
+    say(f"highest loss anywhere {float(highest):.4g}; every cell is an exact evaluation over the stated examples")
+    say(f"results: {out}")
+
+
+def _directions(
+    text: str, kind: str, risk: ModelRisk, source: CheckpointSource, given: dict[str, Any]
+) -> tuple[list[Any] | None, list[str] | None]:
+    from landscape.loading import load_risk
+    from landscape.spectrum import extreme_directions
+    from landscape.surface import between
+
+    if text == "random":
+        return None, None
+    if text.startswith("eigen:"):
+        lane = text.removeprefix("eigen:")
+        ends = extreme_directions(risk, lane, seed=given["seed"])
+        labels = [f"along v_min of {lane}", f"along v_max of {lane}"]
+        return ([ends.v_min], labels[:1]) if kind == "line" else ([ends.v_min, ends.v_max], labels)
+    if kind != "line":
+        raise LandscapeError(f"--directions {text}: the way to another checkpoint is a line; add --kind line")
+    options = {key: value for key, value in asdict(source).items() if key != "path"}
+    other = load_risk(text, **options)
+    return [between(risk, other)], [f"0: {Path(source.path).name}, 1: {Path(text).name}"]
+
+
+def _measure(
+    group: str,
+    checkpoint: Path,
+    out: Path,
+    given: dict[str, Any],
+    measure: Callable[[Prepared, Any, dict[str, Any]], xr.Dataset],
+    recipe: dict[str, Any],
+) -> xr.Dataset | None:
+    """Run one measurement with a journal beside OUT and write OUT; None after a dry run."""
+    from landscape.pipeline import prepare
+    from landscape.results import Journal, save_results
+
+    source, spec = opt.checkpoint_source(checkpoint, given), opt.analysis_spec(given)
+    if given["dry_run"]:
+        _estimate(source, spec, given["as_json"])
+        return None
+    require_writable(out, is_file=True)
+    ready = prepare(source, spec)
+    whole = {**ready.risk.attributes, "spec": asdict(spec), "plan": asdict(ready.plan), **recipe}
+    journal = Journal(out.with_name(f"{out.name}.journal"), whole)
+    shared = {"seed": spec.seed, "group_average": spec.group_average, "journal": journal, "progress": ProgressLine()}
+    dataset = measure(ready, spec.lanes, shared)
+    save_results({group: dataset}, out)
+    journal.clear()
+    return dataset
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders with a results.nc, or with such folders.")
+    ],
+    out: opt.Out,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable output.")] = False,
+) -> None:
+    """Compare analysed checkpoints on shared axes and one colour scale, in one report."""
+    from landscape.pipeline import REPORT
+    from landscape.pipeline import compare as compare_folders
+
+    require_writable(out, is_file=False)
+    table = compare_folders(folders, out, command=command_line())
+    if as_json:
+        print_json(table.reset_index().to_dict("records"))
+        return
+    show_verdicts({str(name): rows.droplevel("model") for name, rows in table.groupby("model", sort=False)})
+    say(f"report: {out / REPORT}")

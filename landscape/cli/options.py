@@ -1,0 +1,220 @@
+"""The options that commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.errors import LandscapeError
+
+if TYPE_CHECKING:
+    from landscape.loading import CheckpointSource
+    from landscape.pipeline import AnalysisSpec
+    from landscape.training import TrainSpec
+
+DATA = "Data"
+MODEL = "Model and training"
+ANALYSIS = "Analysis"
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CKPT", help="One of our checkpoints, or a torch or safetensors file of others.")
+]
+
+
+def _option(flag: str, text: str, panel: str | None = None) -> Any:
+    return typer.Option(flag, help=text, rich_help_panel=panel)
+
+
+def data_options(
+    dataset: Annotated[
+        str | None, _option("--dataset", "digits-lt, cifar10-lt, cifar100-lt, cifar10, cifar100 or arrays.", DATA)
+    ] = None,
+    data_dir: Annotated[
+        Path | None, _option("--data-dir", "Folder of the official files, or the .npz file.", DATA)
+    ] = None,
+    imbalance_ratio: Annotated[
+        float | None, _option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA)
+    ] = None,
+    group_rule: Annotated[str | None, _option("--group-rule", "Rule for head, medium and tail.", DATA)] = None,
+    mean: Annotated[str | None, _option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
+    std: Annotated[str | None, _option("--std", "Input standard deviation per channel.", DATA)] = None,
+    model: Annotated[
+        str | None, _option("--model", "mlp, convnet, resnet20, resnet32, resnet44, resnet56 or resnet110.", MODEL)
+    ] = None,
+    head: Annotated[str | None, _option("--head", "linear or cosine.", MODEL)] = None,
+    device: Annotated[str, _option("--device", "auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, _option("--json", "Print machine-readable output.")] = False,
+) -> None:
+    """Options of every command that reads data."""
+
+
+def training_options(
+    profile: Annotated[str | None, _option("--profile", "exponential or step.", DATA)] = None,
+    selection: Annotated[
+        str | None, _option("--selection", "Examples a class keeps: seed0, seed42 or first.", DATA)
+    ] = None,
+    loss: Annotated[
+        str | None, _option("--loss", "ce, focal, ldam, balanced-softmax, logit-adjusted, vs or gcl.", MODEL)
+    ] = None,
+    loss_option: Annotated[list[str] | None, _option("--loss-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
+    reweight: Annotated[str | None, _option("--reweight", "none, cb, or drw (deferred).", MODEL)] = None,
+    base: Annotated[str | None, _option("--base", "Base optimizer: sgd or adamw.", MODEL)] = None,
+    bn_statistics: Annotated[str | None, _option("--bn-statistics", "every-pass or first-pass.", MODEL)] = None,
+    epochs: Annotated[int | None, _option("--epochs", "By default the data set's recipe.", MODEL)] = None,
+    batch_size: Annotated[int | None, _option("--batch-size", "Examples per step.", MODEL)] = None,
+    lr: Annotated[float | None, _option("--lr", "Initial learning rate.", MODEL)] = None,
+    weight_decay: Annotated[float | None, _option("--weight-decay", "L2 weight decay.", MODEL)] = None,
+    schedule: Annotated[str | None, _option("--schedule", "ldam, multistep, cosine or constant.", MODEL)] = None,
+    seed: Annotated[int, _option("--seed", "Root of every random stream.")] = 0,
+    dry_run: Annotated[bool, _option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
+) -> None:
+    """Options of the commands that train."""
+
+
+def examples_options(
+    split: Annotated[str, _option("--split", "train or test.", ANALYSIS)] = "train",
+    max_per_class: Annotated[
+        int | None, _option("--max-per-class", "The first N examples of each class.", ANALYSIS)
+    ] = None,
+    objective: Annotated[str, _option("--objective", "own (the training loss), ce or another loss.", ANALYSIS)] = "own",
+) -> None:
+    """Options that choose the examples and the loss under study."""
+
+
+def lanes_options(
+    preset: Annotated[str, _option("--preset", "quick, standard or full.", ANALYSIS)] = "quick",
+    lanes: Annotated[
+        str | None, _option("--lanes", "classes, groups, all, or names such as 0,9,tail; default everything.", ANALYSIS)
+    ] = None,
+    group_average: Annotated[
+        str, _option("--group-average", "examples (pooled) or classes (equal weights).", ANALYSIS)
+    ] = "examples",
+) -> None:
+    """Options that choose the lanes and the effort."""
+
+
+def weights_options(
+    params: Annotated[str, _option("--params", "all, head, backbone or a regular expression.", ANALYSIS)] = "all",
+    dtype: Annotated[str, _option("--dtype", "float32 or float64.", ANALYSIS)] = "float32",
+    seed: Annotated[int, _option("--seed", "Root of every random stream.")] = 0,
+    dry_run: Annotated[bool, _option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
+) -> None:
+    """Options of the analyses of one checkpoint."""
+
+
+ANALYSES = (data_options, examples_options, lanes_options, weights_options)
+
+
+def takes(*templates: Callable[..., None], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some templates; it receives them together as the keyword ``given``.
+
+    ``defaults`` replace the templates' own.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+        shared: dict[str, inspect.Parameter] = {}
+        for template in templates:
+            for name, parameter in inspect.signature(template, eval_str=True).parameters.items():
+                shared[name] = parameter.replace(default=defaults.get(name, parameter.default))
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            given = {name: values.pop(name) for name in shared}
+            command(**values, given=given)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared.values())]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        del wrapper.__wrapped__
+        return wrapper
+
+    return decorate
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Return comma-separated numbers as a tuple; None for no text."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise LandscapeError(
+            f"{option}: expected comma-separated numbers such as 0.49,0.48,0.45, got '{text}'"
+        ) from None
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """Return comma-separated names as a tuple."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise LandscapeError(f"{option}: expected comma-separated names, got '{text}'")
+    return names
+
+
+def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers become numbers, none becomes None."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise LandscapeError(f"{option}: expected NAME=VALUE such as rho=0.1, got '{pair}'")
+        settings[key.strip().replace("-", "_")] = _number(value.strip())
+    return settings
+
+
+def _number(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def checkpoint_source(path: Path, given: dict[str, Any]) -> CheckpointSource:
+    """Return the source that the options name."""
+    from landscape.loading import CheckpointSource
+
+    fields = ["model", "head", "dataset", "data_dir", "imbalance_ratio", "group_rule"]
+    fields += ["split", "max_per_class", "params", "dtype", "device"]
+    return CheckpointSource(
+        path,
+        mean=parse_numbers(given.get("mean"), "--mean"),
+        std=parse_numbers(given.get("std"), "--std"),
+        loss=given.get("objective", "own"),
+        **{name: given[name] for name in fields if name in given},
+    )
+
+
+def analysis_spec(given: dict[str, Any]) -> AnalysisSpec:
+    """Return the analysis that the options describe."""
+    from landscape.pipeline import AnalysisSpec
+
+    return AnalysisSpec(**{name: given[name] for name in ("preset", "lanes", "group_average", "seed", "max_per_class")})
+
+
+def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
+    """Return the training run that the options describe; what was not given takes the data set's recipe."""
+    from landscape.training import TrainSpec
+
+    names = ["dataset", "imbalance_ratio", "profile", "selection", "group_rule", "model", "head", "loss", "reweight"]
+    names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed"]
+    chosen = {name: given[name] for name in names if given[name] is not None}
+    if given["data_dir"] is not None:
+        chosen["data_dir"] = str(given["data_dir"])
+    return TrainSpec(
+        mean=parse_numbers(given["mean"], "--mean"),
+        std=parse_numbers(given["std"], "--std"),
+        loss_options=parse_settings(given["loss_option"], "--loss-option"),
+        **chosen,
+        **more,
+    )

@@ -1,0 +1,119 @@
+"""What the user sees: progress, tables, one line for an error. The only place that prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Off a terminal (a log file), a progress line at most this often.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """Print a line of results."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a line about what is going on, to standard error, so that ``--json`` output stays clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(message: str) -> None:
+    """Print an error as exactly one line."""
+    note("error: " + " ".join(str(message).split()))
+
+
+class ProgressLine:
+    """A callback ``progress(done, total, text)``: one line that is redrawn on a terminal, sparse lines in a log.
+
+    The time left is extrapolated from the steps of the current stage.
+    """
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._last_line = self._start
+        self._previous = 0
+        self._width = 0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Show that ``done`` of ``total`` steps are finished."""
+        now = time.monotonic()
+        if done <= self._previous:
+            self._start = now
+        self._previous = done
+        elapsed = now - self._start
+        left = f", {_duration(elapsed / done * (total - done))} left" if 0 < done < total and elapsed > 1 else ""
+        line = f"  {done:>4}/{total} {text}{left}"
+        if self._is_terminal:
+            print("\r" + line[:118].ljust(self._width), end="\n" if done == total else "", file=sys.stderr, flush=True)
+            self._width = 0 if done == total else min(len(line), 118)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            note(line)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def show_estimate(stages: Mapping[str, tuple[float, int]], *, as_json: bool) -> None:
+    """Print the estimated time and memory of each stage: {stage: (seconds, bytes)}."""
+    if as_json:
+        print_json({name: {"seconds": s, "bytes": b} for name, (s, b) in stages.items()})
+        return
+    for name, (seconds, size) in stages.items():
+        say(f"{name:<28} about {_duration(seconds):>14}, {size / 2**30:6.2f} GiB")
+    total = sum(seconds for seconds, _ in stages.values())
+    say(
+        f"{'together':<28} about {_duration(total):>14}, {max(size for _, size in stages.values()) / 2**30:6.2f} GiB at most"
+    )
+    say("measured from one block of each kind on this machine; nothing was computed or written (--dry-run)")
+
+
+def show_table(columns: Mapping[str, Sequence[str]]) -> None:
+    """Print columns of text, aligned: the first to the left, the others to the right."""
+    widths = {name: max(len(name), *(len(cell) for cell in cells)) for name, cells in columns.items()}
+    first = next(iter(columns))
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [c.ljust(w) if n == first else c.rjust(w) for c, (n, w) in zip(cells, widths.items())]
+        return "  ".join(parts).rstrip()
+
+    say(line(list(columns)))
+    for row in zip(*columns.values()):
+        say(line(row))
+
+
+def with_error(value: float, error: float) -> str:
+    """Return ``value ± error`` with the value to the digit that the error allows (six at most)."""
+    if value != value:
+        return "-"
+    if error != error:
+        return f"{value:.4g}"
+    return f"{value:.4g} ± {error:.1g}"
+
+
+def print_json(content: Any) -> None:
+    """Print JSON; numbers that are not finite become null."""
+    say(json.dumps(_plain(content), indent=2, allow_nan=False))
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(value) for value in content]
+    if hasattr(content, "tolist"):
+        return _plain(content.tolist())
+    if isinstance(content, float) and (content != content or content in (float("inf"), float("-inf"))):
+        return None
+    return content

@@ -1,0 +1,121 @@
+"""The commands that train: ``run`` (the main job) and ``train`` (one model)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.cli import options as opt
+from landscape.cli.app import app, command_line, require_writable
+from landscape.cli.terminal import ProgressLine, note, print_json, say, show_estimate, show_table, with_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL_OPTIMIZERS = "sgd,sam,asam,imbsam,ccsam,ssesam,gnm"
+GROUP_LANES = ("head", "medium", "tail", "all")
+
+
+@app.command()
+@opt.takes(opt.data_options, opt.training_options, opt.examples_options, opt.lanes_options)
+def run(
+    out: opt.Out,
+    optimizers: Annotated[
+        str, typer.Option("--optimizers", help="Names, comma-separated.", rich_help_panel=opt.MODEL)
+    ] = ALL_OPTIMIZERS,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Train with every optimizer, run all three analyses on each, and write OUT/report.html.
+
+    Without options: the built-in long-tailed digits. A killed run goes on where it stopped when the same command is
+    given again.
+    """
+    from landscape.pipeline import REPORT, RunSpec, estimate_run, run_everything
+
+    spec = RunSpec(
+        train=opt.train_spec(given),
+        optimizers=opt.parse_names(optimizers, "--optimizers"),
+        analysis=opt.analysis_spec(given),
+        split=given["split"],
+        objective=given["objective"],
+        device=given["device"],
+    )
+    if given["dry_run"]:
+        show_estimate(estimate_run(spec), as_json=given["as_json"])
+        return
+    require_writable(out, is_file=False)
+    tables = run_everything(spec, out, command=command_line(), announce=note, progress=ProgressLine())
+    if given["as_json"]:
+        print_json({name: table.reset_index().to_dict("records") for name, table in tables.items()})
+        return
+    show_verdicts(tables)
+    say(f"report: {out / REPORT}")
+
+
+def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
+    """Print verdict and lambda_min with its error per model, for the groups and the whole (or every lane there is)."""
+    lanes = [lane for lane in GROUP_LANES if all(lane in table.index for table in tables.values())]
+    lanes = lanes or list(next(iter(tables.values())).index)
+    rows = [(name, lane, table.loc[lane]) for name, table in tables.items() for lane in lanes]
+    nan = float("nan")
+    show_table(
+        {
+            "model": [name for name, _, _ in rows],
+            "lane": [lane for _, lane, _ in rows],
+            "test accuracy": [
+                with_error(r.get("test_accuracy", nan), r.get("test_accuracy_stderr", nan)) for _, _, r in rows
+            ],
+            "lambda_min": [with_error(r.lambda_min, r.lambda_min_residual + r.noise_floor) for _, _, r in rows],
+            "lambda_max": [with_error(r.lambda_max, r.lambda_max_residual + r.noise_floor) for _, _, r in rows],
+            "verdict": [r.verdict for _, _, r in rows],
+        }
+    )
+    say("accuracy ± binomial standard error; lambda ± residual and rounding")
+
+
+@app.command()
+@opt.takes(opt.data_options, opt.training_options)
+def train(
+    out: opt.Out,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", help=ALL_OPTIMIZERS.replace(",", ", "), rich_help_panel=opt.MODEL)
+    ] = "sgd",
+    optimizer_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--optimizer-option", help="NAME=VALUE such as rho=0.1; may be repeated.", rich_help_panel=opt.MODEL
+        ),
+    ] = None,
+    save_every: Annotated[int, typer.Option("--save-every", help="Keep a checkpoint every N epochs; 0 for none.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Train one model: OUT/checkpoint.safetensors, OUT/run.json, OUT/history.csv."""
+    from landscape.training import estimate_training
+    from landscape.training import train as train_model
+
+    spec = opt.train_spec(
+        given,
+        optimizer=optimizer,
+        optimizer_options=opt.parse_settings(optimizer_option, "--optimizer-option"),
+        save_every=save_every,
+    )
+    if given["dry_run"]:
+        show_estimate(
+            {f"training with {optimizer}": estimate_training(spec, device=given["device"])}, as_json=given["as_json"]
+        )
+        return
+    path = train_model(spec, out, device=given["device"], resume=resume, progress=ProgressLine())
+    import pandas as pd
+
+    last = pd.read_csv(out / "history.csv").iloc[-1]
+    accuracy = {lane: float(last[f"test_accuracy/{lane}"]) for lane in GROUP_LANES}
+    if given["as_json"]:
+        print_json({"checkpoint": str(path), "test_accuracy": accuracy})
+        return
+    shown = ", ".join(f"{lane} {value:.3f}" for lane, value in accuracy.items())
+    say(f"test accuracy (exact mean over the test split): {shown}")
+    say(f"checkpoint: {path}")
