@@ -1,8 +1,9 @@
 """The risk split by class: toys and networks behind one protocol."""
 
 from landscape.risk.analytic import AnalyticRisk
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.lanes import GroupAverage, LaneChoice, Lanes, choose_lanes
-from landscape.risk.model import ModelRisk, precise_arithmetic
+from landscape.risk.model import ModelRisk
 from landscape.risk.protocol import ClassRisk, HessianProduct
 
 __all__ = [

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout
+from landscape.risk.arithmetic import differentiation, precise_arithmetic
+from landscape.risk.lanes import require_members
 from landscape.risk.protocol import HessianProduct
 
 
@@ -47,13 +49,17 @@ class AnalyticRisk:
         class_counts: Sequence[int] | Tensor | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        if theta.dim() != 1 or not theta.is_floating_point():
-            raise LandscapeError(f"AnalyticRisk: expected theta as a float vector (n,), got {tuple(theta.shape)} {theta.dtype}")
+        if theta.dim() != 1 or theta.dtype not in (torch.float32, torch.float64):
+            raise LandscapeError(
+                f"AnalyticRisk: expected theta as a float32 or float64 vector (n,), got {tuple(theta.shape)} {theta.dtype}"
+            )
         self._function = losses
         self.theta = theta.detach().clone()
         values = losses(self.theta)
         if values.dim() != 1:
-            raise LandscapeError(f"AnalyticRisk: expected class losses (C,), the function returned {tuple(values.shape)}")
+            raise LandscapeError(
+                f"AnalyticRisk: expected class losses (C,), the function returned {tuple(values.shape)}"
+            )
         if not bool(values.isfinite().all()):
             raise LandscapeError(f"AnalyticRisk: the class losses at theta are not finite: {values.tolist()}")
         num_classes = len(values)
@@ -66,6 +72,7 @@ class AnalyticRisk:
                 f"and {len(self.class_counts)} counts"
             )
         self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
+        require_members(self.groups, num_classes)
         self.layout = ParameterLayout.of({"theta": self.theta})
         self.attributes: dict[str, object] = {"objective": "analytic", "dtype": str(theta.dtype).removeprefix("torch.")}
 
@@ -76,7 +83,8 @@ class AnalyticRisk:
 
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Return (C,) float64, NaN for classes not asked for."""
-        values = self._function(theta.detach()).detach().double().cpu()
+        with precise_arithmetic():
+            values = self._function(theta.detach()).detach().double().cpu()
         return values.masked_fill(~self._mask(classes), torch.nan)
 
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
@@ -85,11 +93,13 @@ class AnalyticRisk:
 
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B, n) for weights (B, C)."""
-        point = theta.detach().requires_grad_()
-        values = self._function(point)
-        rows = weights.to(values)
-        grads = [torch.autograd.grad(values, point, row, retain_graph=True, materialize_grads=True)[0] for row in rows]
-        return torch.stack(grads)
+        with differentiation():
+            point = theta.detach().clone().requires_grad_()
+            values = self._function(point)
+            rows = weights.to(values)
+            return torch.stack(
+                [torch.autograd.grad(values, point, row, retain_graph=True, materialize_grads=True)[0] for row in rows]
+            )
 
     def hvps(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
         """Return (B, n) for weights (B, C) and vectors (B, n)."""
@@ -99,22 +109,24 @@ class AnalyticRisk:
     @contextmanager
     def hessian(self, theta: Tensor, weights: Tensor) -> Iterator[HessianProduct]:
         """Give a product (B, P, n) -> (B, P, n) by double backward through one retained graph."""
-        point = theta.detach().requires_grad_()
-        values = self._function(point)
-        rows = weights.to(values)
-        gradients = [
-            torch.autograd.grad(values, point, row, create_graph=True, materialize_grads=True)[0] for row in rows
-        ]
+        with differentiation():
+            point = theta.detach().clone().requires_grad_()
+            values = self._function(point)
+            rows = weights.to(values)
+            gradients = [
+                torch.autograd.grad(values, point, row, create_graph=True, materialize_grads=True)[0] for row in rows
+            ]
 
         def product(vectors: Tensor) -> Tensor:
             out = torch.zeros_like(vectors)
-            for b, gradient in enumerate(gradients):
-                if not gradient.requires_grad:  # a linear loss: its Hessian is zero
-                    continue
-                for p, vector in enumerate(vectors[b]):
-                    (out[b, p],) = torch.autograd.grad(
-                        gradient, point, vector, retain_graph=True, materialize_grads=True
-                    )
+            with differentiation():
+                for b, gradient in enumerate(gradients):
+                    if not gradient.requires_grad:  # a linear loss: its Hessian is zero
+                        continue
+                    for p, vector in enumerate(vectors[b]):
+                        (out[b, p],) = torch.autograd.grad(
+                            gradient, point, vector, retain_graph=True, materialize_grads=True
+                        )
             return out
 
         yield product

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,10 +57,7 @@ class Examples:
 
     def read(self, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Return the model inputs of some rows in ``dtype``."""
-        inputs = self.inputs[rows]
-        if self.transform is not None:
-            return self.transform(inputs, dtype)
-        return inputs.to(dtype) if inputs.is_floating_point() else inputs
+        return as_model_inputs(self.inputs[rows], self.transform, dtype)
 
     def chunks(self, classes: Sequence[int], size: int) -> Iterator[slice]:
         """Yield row ranges of at most ``size`` rows that cover the given classes, merging neighbours."""
@@ -85,6 +83,13 @@ class Examples:
         return Examples(self.inputs[rows], labels, (0, *torch.cumsum(counts, 0).tolist()), self.transform)
 
 
+def as_model_inputs(stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> Tensor:
+    """Return what the model reads: transformed, or in ``dtype`` where floating (token numbers stay integers)."""
+    if transform is not None:
+        return transform(stored, dtype)
+    return stored.to(dtype) if stored.is_floating_point() else stored
+
+
 def read_examples(data: Any) -> tuple[Tensor, Tensor]:
     """Return inputs (N, ...) and labels (N,) of a pair of tensors, an object with images and labels, or batches.
 
@@ -92,8 +97,8 @@ def read_examples(data: Any) -> tuple[Tensor, Tensor]:
     """
     if hasattr(data, "images") and hasattr(data, "labels"):
         inputs, labels = data.images, data.labels
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        inputs, labels = data
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(x, (Tensor, np.ndarray)) for x in data):
+        inputs, labels = map(torch.as_tensor, data)
     elif isinstance(data, Iterable):
         batches = [(torch.as_tensor(batch[0]), torch.as_tensor(batch[1])) for batch in data]
         if not batches:

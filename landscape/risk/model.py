@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.layout import ParameterLayout, choose_parameters
 from landscape.losses import build_loss
 from landscape.models import NormedLinear, find_head
+from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import has_running_statistics, recalibrate
-from landscape.risk.examples import Examples, Transform, available_memory, read_examples
+from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
+from landscape.risk.lanes import require_members
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
 
@@ -29,25 +30,6 @@ BatchNormPolicy = Literal["frozen", "recalibrate"]
 CPU_CHUNK_BYTES = 256 << 20
 GPU_CHUNK_BYTES = 4 << 30
 MAX_CHUNK = 4096
-
-
-@contextmanager
-def precise_arithmetic() -> Iterator[None]:
-    """Give deterministic, full-precision kernels that can be differentiated twice, and put the settings back after.
-
-    TF32 noise (about 1e-3) would swamp a ratio |lambda_min| / lambda_max of 0.01; the fused attention kernels have
-    no second derivative.
-    """
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def per_example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -105,6 +87,7 @@ class ModelRisk:
     [1.0986, 1.0986, 1.0986]
     """
 
+    @differentiation()
     def __init__(
         self,
         model: nn.Module,
@@ -128,11 +111,17 @@ class ModelRisk:
         if first is None:
             raise LandscapeError("the model has no parameters: there is no weight space to study")
         self.dtype = dtype if dtype is not None else first.dtype
+        if self.dtype not in (torch.float32, torch.float64):
+            raise LandscapeError(
+                f"expected float32 or float64, got a model in {self.dtype}: its rounding would hide the curvature; "
+                "pass dtype=torch.float32"
+            )
         self.device = torch.device(device) if device is not None else first.device
         self._model = own.to(device=self.device, dtype=self.dtype)
         _require_finite(self._model)
         inputs, labels = read_examples(data)
-        num_outputs = _count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
+        with random_states_kept(self.device):
+            num_outputs = _count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self._set_classes(num_outputs, class_names, groups)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
@@ -142,7 +131,8 @@ class ModelRisk:
         self._memory_budget = memory_budget
         self._calibration = self._examples.inputs if calibration is None else calibration.to(self.device)
         self._policy: BatchNormPolicy = "frozen"
-        self._bytes_per_example = self._measure_activations()
+        with random_states_kept(self.device):
+            self._bytes_per_example = self._measure_activations()
         self.attributes: dict[str, object] = {
             "objective": self.loss_name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -159,7 +149,8 @@ class ModelRisk:
             "groups": self.groups,
             "attributes": attributes,
         }
-        prove_deterministic(self)
+        with random_states_kept(self.device):
+            prove_deterministic(self)
 
     # ---- construction -------------------------------------------------------------------------------------------
 
@@ -173,13 +164,14 @@ class ModelRisk:
                 f"wrong number of classes: the model has {num_outputs} outputs, the data set {len(self.class_names)} classes"
             )
         self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
+        require_members(self.groups, num_outputs)
 
     def _set_loss(self, loss: str | PerExampleLoss) -> None:
         if isinstance(loss, str):
             self.loss_name = loss
             loss = build_loss(loss, self.train_counts)
         else:
-            self.loss_name = getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
+            self.loss_name = str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
         if isinstance(loss, nn.Module):
             loss = copy.deepcopy(loss).eval().to(device=self.device, dtype=self.dtype)
         self.loss: PerExampleLoss = loss
@@ -212,8 +204,8 @@ class ModelRisk:
                 total += tensor.numel() * tensor.element_size()
             return tensor
 
-        point = self.theta.detach().requires_grad_()
-        with precise_arithmetic(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        point = self.theta.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             self.per_example(point, slice(0, num))
         return max(total // num, 1)
 
@@ -262,13 +254,13 @@ class ModelRisk:
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
         if self._policy == "frozen":
             return self._buffers
-        parameters = dict(self._model.named_parameters())
-        for name, value in self.layout.named(theta).items():
-            parameters[name].data.copy_(value)
         num_batches = -(-len(self._calibration) // self.chunk_size)
         stored = self._calibration.tensor_split(num_batches)  # equal sizes: the cumulative average weighs batches alike
-        transform = self._examples.transform
-        return recalibrate(self._model, (b.to(self.dtype) if transform is None else transform(b, self.dtype) for b in stored))
+        return recalibrate(
+            self._model,
+            {**self._frozen, **self.layout.named(theta)},
+            (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in stored),
+        )
 
     def _require_frozen(self) -> None:
         if self._policy != "frozen":
@@ -278,6 +270,7 @@ class ModelRisk:
         """Return the same risk on some rows of the class-sorted examples (ascending row numbers)."""
         return self._sibling(self._examples.subset(rows), self.dtype)
 
+    @differentiation()
     def _sibling(self, examples: Examples, dtype: torch.dtype) -> ModelRisk:
         clone = copy.copy(self)
         clone.dtype = dtype
@@ -354,12 +347,14 @@ class ModelRisk:
         coefficients = self._coefficients(weights)
         supports = [set(self._support(row)) for row in weights]
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
-        point = theta.detach().requires_grad_()
         offsets = self._examples.offsets
-        with precise_arithmetic():
+        with differentiation():
+            point = theta.detach().clone().requires_grad_()
             for rows in self._examples.chunks(sorted(set().union(*supports)), self.chunk_size):
                 present = {c for c in range(len(offsets) - 1) if offsets[c] < rows.stop and offsets[c + 1] > rows.start}
                 losses = self.per_example(point, rows)
+                if not losses.requires_grad:  # the model does not use the chosen parameters
+                    continue
                 for b, support in enumerate(supports):
                     if support & present:
                         (gradient,) = torch.autograd.grad(
@@ -387,8 +382,10 @@ class ModelRisk:
         kept: dict[int, tuple[Tensor, Tensor]] = {}
 
         def build(b: int, rows: slice) -> tuple[Tensor, Tensor]:
-            point = theta.detach().requires_grad_()
+            point = theta.detach().clone().requires_grad_()
             losses = self.per_example(point, rows)
+            if not losses.requires_grad:  # the model does not use the chosen parameters
+                return torch.zeros_like(theta), point
             (gradient,) = torch.autograd.grad(
                 losses, point, coefficients[b, rows], create_graph=True, materialize_grads=True
             )
@@ -398,12 +395,12 @@ class ModelRisk:
             budget -= 2 * self._bytes_per_example * (rows.stop - rows.start)
             if budget < 0:
                 break
-            with precise_arithmetic():
+            with differentiation():
                 kept[index] = build(b, rows)
 
         def product(vectors: Tensor) -> Tensor:
             out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-            with precise_arithmetic():
+            with differentiation():
                 for index, (b, rows) in enumerate(work):
                     gradient, point = kept[index] if index in kept else build(b, rows)
                     if not gradient.requires_grad:
@@ -422,7 +419,7 @@ class ModelRisk:
 
 
 def _private_copy(model: nn.Module) -> nn.Module:
-    inner = model
+    inner: Any = model
     while True:
         if hasattr(inner, "_orig_mod"):  # torch.compile: no double backward through it
             inner = inner._orig_mod
@@ -445,14 +442,14 @@ def _require_finite(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> int:
-    inputs = stored.to(dtype) if transform is None and stored.is_floating_point() else stored
-    if transform is not None:
-        inputs = transform(stored, dtype)
+    inputs = as_model_inputs(stored, transform, dtype)
     try:
         logits = model(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first_line = str(error).splitlines()[0]
-        raise LandscapeError(f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}") from error
+        raise LandscapeError(
+            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")

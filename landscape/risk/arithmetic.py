@@ -1,0 +1,86 @@
+"""The arithmetic in which a risk is evaluated: full precision, twice differentiable, whatever the caller has set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def _precision_switches() -> list[Any]:
+    """Return the objects whose ``fp32_precision`` decides about TF32 and bfloat16 in products of float32."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    owners = [(torch.backends.cuda, "matmul"), (cudnn, "conv"), (cudnn, "rnn")]
+    owners += [(mkldnn, "matmul"), (mkldnn, "conv"), (mkldnn, "rnn")]
+    return [getattr(owner, name) for owner, name in owners if hasattr(owner, name)]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    # PyTorch has an old and a new interface to the same settings and raises where they disagree, so both are set, the
+    # old one first, and both are put back; what cannot be read because the caller mixed them is left to the new one.
+    old: list[tuple[Callable[[Any], None], Any]] = []
+    with suppress(RuntimeError):
+        old.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
+    with suppress(RuntimeError):
+        old.append((partial(setattr, torch.backends.cudnn, "allow_tf32"), torch.backends.cudnn.allow_tf32))
+    switches = _precision_switches()
+    new = [switch.fp32_precision for switch in switches]
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for put_back, value in old:
+            put_back(value)
+        for switch, precision in zip(switches, new):
+            switch.fp32_precision = precision
+
+
+@contextmanager
+def precise_arithmetic() -> Iterator[None]:
+    """Give deterministic, full-precision kernels that can be differentiated twice, and put the settings back after.
+
+    TF32 noise (about 1e-3) would swamp a ratio |lambda_min| / lambda_max of 0.01, and so would the bfloat16 products
+    of autocast or of a lowered matmul precision; the fused attention kernels have no second derivative.
+    """
+    cudnn = torch.backends.cudnn
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with (
+            _full_precision(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+
+
+@contextmanager
+def differentiation() -> Iterator[None]:
+    """Give precise arithmetic that records graphs, also where the caller has switched gradients off."""
+    with torch.inference_mode(False), torch.enable_grad(), precise_arithmetic():
+        yield
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Put the global random states of PyTorch, NumPy and Python back after, whatever was drawn."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global state is the point
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
