@@ -48,6 +48,14 @@ def _split(choice: LaneChoice) -> list[str | int]:
     return list(choice)
 
 
+def require_members(groups: Mapping[str, Sequence[int]], num_classes: int) -> None:
+    """Refuse a group with a class that does not exist."""
+    for name, members in groups.items():
+        for c in members:
+            if not 0 <= c < num_classes:
+                raise LandscapeError(f"group '{name}': class {c} does not exist, classes run from 0 to {num_classes - 1}")
+
+
 def _pooled(members: Sequence[int], counts: Tensor, average: GroupAverage) -> Tensor:
     row = torch.zeros(len(counts), dtype=torch.float64)
     index = list(members)
@@ -98,6 +106,10 @@ def choose_lanes(
     """
     counts = class_counts.cpu()
     num_classes = len(class_names)
+    taken = [*class_names, *groups]
+    if len(set(taken)) < len(taken):  # one lane would silently stand for two
+        twice = next(name for name in taken if taken.count(name) > 1)
+        raise LandscapeError(f"the name '{twice}' stands for two lanes: give every class and group a name of its own")
     group_of = {c: group for group, members in groups.items() for c in members}
     rows: dict[str, tuple[str, str, Tensor]] = {}
 
@@ -114,6 +126,8 @@ def choose_lanes(
             row = torch.as_tensor(weights, dtype=torch.float64).cpu()
             if row.shape != (num_classes,):
                 raise LandscapeError(f"lane '{name}': expected {num_classes} weights, got {tuple(row.shape)}")
+            if not bool(row.isfinite().all()):
+                raise LandscapeError(f"lane '{name}': expected finite weights, got {row.tolist()}")
             rows[name] = ("mixture", "", row)
     else:
         for part in _split(choice) if choice is not None else EVERYTHING:
@@ -143,7 +157,9 @@ def _assemble(rows: Mapping[str, tuple[str, str, Tensor]], counts: Tensor) -> La
     for name, (_, _, row) in rows.items():
         used = int(counts[row != 0].sum())
         if used == 0 or bool((counts[row != 0] == 0).any()):
-            raise LandscapeError(f"lane '{name}' has no examples in this split: choose other --lanes or the other --split")
+            raise LandscapeError(
+                f"lane '{name}' has no examples in this split: choose other --lanes or the other --split"
+            )
         num_examples.append(used)
     return Lanes(
         names=tuple(rows),
