@@ -85,15 +85,20 @@ def choose_parameters(named: Mapping[str, Tensor], choice: str, *, head_name: st
     Raises
     ------
     LandscapeError
-        If the expression is malformed or selects nothing.
+        If the choice is malformed or selects nothing.
     """
     if choice == "all":
         return dict(named)
     if choice in ("head", "backbone"):
         if head_name is None:
-            raise LandscapeError(f"--params {choice} needs a model whose last layer is linear; give a regular expression instead")
-        is_head = {name: name.startswith(f"{head_name}.") for name in named}
-        return {name: t for name, t in named.items() if is_head[name] == (choice == "head")}
+            raise LandscapeError(
+                f"--params {choice} needs a model whose last layer is linear; give a regular expression instead"
+            )
+        prefix = f"{head_name}." if head_name else ""  # "": the model is its own classifier
+        part = {name: t for name, t in named.items() if name.startswith(prefix) == (choice == "head")}
+        if not part:
+            raise LandscapeError(f"--params {choice}: the model has nothing but its head; use --params all")
+        return part
     try:
         pattern = re.compile(choice)
     except re.error as error:
