@@ -58,7 +58,9 @@ class SpectrumOptions:
         if self.num_probes < 2:
             raise LandscapeError(f"num_probes: expected at least 2 (for a standard error), got {self.num_probes}")
         if self.num_steps < 2 or self.max_steps < 2:
-            raise LandscapeError(f"num_steps and max_steps: expected at least 2, got {self.num_steps} and {self.max_steps}")
+            raise LandscapeError(
+                f"num_steps and max_steps: expected at least 2, got {self.num_steps} and {self.max_steps}"
+            )
         if not 0 < self.threshold < 1:
             raise LandscapeError(f"threshold: expected a fraction of lambda_max between 0 and 1, got {self.threshold}")
         if not 0 < self.failure_probability < 1:
@@ -214,7 +216,9 @@ def sample_density(
     return samples, num_steps * options.num_probes
 
 
-def measure_lane(risk: ClassRisk, row: Tensor, options: SpectrumOptions, *, seed: int, name: str) -> dict[str, np.ndarray]:
+def measure_lane(
+    risk: ClassRisk, row: Tensor, options: SpectrumOptions, *, seed: int, name: str
+) -> dict[str, np.ndarray]:
     """Return everything that the spectrum group holds for one lane, as arrays."""
     theta = risk.theta
     support = torch.nonzero(row)[:, 0].tolist()
@@ -309,8 +313,9 @@ def _gather_evidence(
         gradient_norm=gradient_norm,
         crossover_radius=2 * gradient_norm / -curvature if curvature < 0 else math.inf,
         quadratic_radius=math.nan,
-        steps_to_decide=max(
-            extremes.num_steps, steps_to_exclude(fraction, len(theta), options.failure_probability / 2)
+        steps_to_decide=min(  # n steps exhaust the space
+            len(theta),
+            max(extremes.num_steps + 1, steps_to_exclude(fraction, len(theta), options.failure_probability / 2)),
         ),
     )
     walk = {"decrease_along_v": math.nan, "decrease_along_gradient": math.nan}
