@@ -173,7 +173,7 @@ def surface(
         loss[:, 7, 9] = np.nan
     variables = {"loss": (("pair", "beta", "alpha", "lane"), loss), "done": (("pair", "beta", "alpha"), done)}
     coordinates = {**_coordinates(class_names), "pair": [0, 1], "alpha": alpha, "beta": beta}
-    data = xr.Dataset(variables, coordinates, attributes(optimizer, kind, units="filter norms"))
+    data = xr.Dataset(variables, coordinates, attributes(optimizer, kind))
     return data.assign(num_examples=("lane", _counts()))
 
 
@@ -186,15 +186,13 @@ def surface_line(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, num
     loss = np.moveaxis(np.stack(pairs), 1, -1)
     variables = {"loss": (("pair", "alpha", "lane"), loss), "done": (("pair", "alpha"), np.ones(loss.shape[:2], bool))}
     coordinates = {**_coordinates(class_names), "pair": np.arange(5), "alpha": alpha}
-    data = xr.Dataset(variables, coordinates, attributes(optimizer, "line", units="filter norms"))
+    data = xr.Dataset(variables, coordinates, attributes(optimizer, "line"))
     return data.assign(num_examples=("lane", _counts()))
 
 
 def surface_eigen(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
     plane = surface(optimizer, class_names, num_alpha=11, num_beta=15, holes=False, kind="eigen").isel(pair=[0])
-    return plane.assign_attrs(
-        lane="tail", alpha_label="along v_min of tail", beta_label="along v_max of tail", units="L2"
-    )
+    return plane.assign_attrs(lane="tail", alpha_label="along v_min of tail", beta_label="along v_max of tail")
 
 
 def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> xr.DataTree:

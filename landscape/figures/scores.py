@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def plot_accuracy(
-    accuracy: prep.Results, *, lanes: str | Sequence[str] | None = None, backend: Backend = "matplotlib"
+    accuracy: prep.Results,
+    *,
+    lanes: str | Sequence[str] | None = None,
+    variable: str | None = None,
+    backend: Backend = "matplotlib",
 ) -> Any:
     """Draw accuracy per group, or per class, as bars.
 
@@ -28,6 +32,8 @@ def plot_accuracy(
         An ``accuracy`` Dataset, or ``{optimizer: Dataset}``, drawn side by side.
     lanes
         Lane names or ``"classes"``, ``"groups"``, ``"every"``; head, medium, tail and all by default.
+    variable
+        ``"accuracy"`` on the images under study, or ``"test_accuracy"``; by default the latter where it was measured.
     backend
         ``"matplotlib"`` or ``"plotly"``.
 
@@ -35,13 +41,19 @@ def plot_accuracy(
     -------
     matplotlib.figure.Figure or plotly.graph_objects.Figure
     """
-    data = prep.as_mapping(accuracy, "accuracy")
+    data = prep.as_mapping(accuracy, variable or "accuracy")
+    if variable is None:
+        variable = "test_accuracy" if all("test_accuracy" in dataset for dataset in data.values()) else "accuracy"
+    split = "test" if variable.startswith("test_") else str(next(iter(data.values())).attrs.get("split", ""))
+    if "test_num_examples" in next(iter(data.values())) and variable == "test_accuracy":
+        data = {name: dataset.assign(num_examples=dataset["test_num_examples"]) for name, dataset in data.items()}
+    data = {name: dataset.assign_attrs(split=split) for name, dataset in data.items()}
     chosen = prep.choose_lanes(data, lanes, ("head", "medium", "tail", "all"))
     first = next(iter(data.values()))
     width = 0.82 / len(data)
     marks: list[Mark] = []
     for k, (name, dataset) in enumerate(data.items()):
-        values = dataset["accuracy"].reindex(lane=chosen).values
+        values = dataset[variable].reindex(lane=chosen).values
         x = np.arange(len(chosen)) + (k - (len(data) - 1) / 2) * width
         groups: list[tuple[str, Any, Look]] = [(name, np.arange(len(chosen)), optimizer_looks(list(data))[name])]
         if len(data) == 1:
@@ -61,7 +73,8 @@ def plot_accuracy(
         tuple(marks),
     )
     size = (min(max(4.8, 0.24 * len(chosen) * len(data)), 12.0), 2.7)
-    return render(Picture("Accuracy", ((panel,),), prep.scale_card(data), panel_size=size), backend)
+    title = f"Accuracy on {split} images" if split else "Accuracy"
+    return render(Picture(title, ((panel,),), prep.scale_card(data), panel_size=size), backend)
 
 
 def plot_history(

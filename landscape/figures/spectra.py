@@ -217,21 +217,7 @@ def plot_spectrum_map(
     edges = symlog(np.array(limits), linear_within)
     bounds = tuple(symlog_inverse(np.array([edges[0] - 0.33, edges[1] + 0.33]), linear_within).tolist())
     for name, dataset in data.items():
-        rows: list[Array | None] = []
-        for lane in chosen:
-            one = dataset.sel(lane=lane) if lane in prep.all_lanes([dataset]) else None
-            if one is None or not np.isfinite(one["ritz_value"]).any():
-                rows.append(None)
-                continue
-            grid, density = prep.smooth_density(
-                one["ritz_value"].values,
-                one["ritz_weight"].values,
-                width=_WIDTH,
-                linear_within=linear_within,
-                limits=limits,
-            )
-            rows.append(density)
-        z = np.stack([np.full(grid.size, np.nan) if row is None else np.maximum(row, 1e-5) for row in rows])
+        grid, z = _density_rows(dataset, chosen, limits, linear_within)
         highest = max(highest, prep.finite_range([z])[1])
         known = dataset.reindex(lane=chosen) if list(dataset["lane"].values) != chosen else dataset
         marks: tuple[Mark, ...] = (
@@ -267,3 +253,22 @@ def plot_spectrum_map(
         linked=True,
     )
     return render(picture, backend)
+
+
+def _density_rows(
+    dataset: xr.Dataset, lanes: Sequence[str], limits: tuple[float, float], linear_within: float
+) -> tuple[Array, Array]:
+    """Return the grid and a row of density per lane, NaN for a lane that the results lack."""
+    grid, _ = prep.smooth_density(
+        np.array([limits]), np.ones((1, 2)) / 2, width=_WIDTH, linear_within=linear_within, limits=limits
+    )
+    z = np.full((len(lanes), grid.size), np.nan)
+    for k, lane in enumerate(lanes):
+        if lane in prep.all_lanes([dataset]):
+            values, weights = (dataset[name].sel(lane=lane).values for name in ("ritz_value", "ritz_weight"))
+            if np.isfinite(values).any():
+                _, density = prep.smooth_density(
+                    values, weights, width=_WIDTH, linear_within=linear_within, limits=limits
+                )
+                z[k] = np.maximum(density, 1e-5)
+    return grid, z

@@ -31,7 +31,7 @@ from landscape.figures.style import MUTED, PAPER, Look, optimizer_looks
 def plot_lines(
     surface_line: prep.Results,
     *,
-    lanes: str | Sequence[str] | None = "groups",
+    lanes: str | Sequence[str] | None = None,
     band: Literal["range", "stderr"] = "range",
     variable: str = "loss",
     backend: Backend = "matplotlib",
@@ -44,7 +44,7 @@ def plot_lines(
         A ``surface_line`` Dataset: one panel with all lanes; or ``{optimizer: Dataset}``: a panel per lane with all
         optimizers.
     lanes
-        Lane names or ``"classes"``, ``"groups"`` (default), ``"every"``.
+        Lane names or ``"classes"``, ``"groups"``, ``"every"``; by default the groups, or all where there are none.
     band
         ``"range"``: median and smallest to largest over directions; ``"stderr"``: mean ± standard error.
     variable
@@ -60,16 +60,14 @@ def plot_lines(
     if band not in ("range", "stderr"):
         raise unknown_name("band", band, ["range", "stderr"])
     data = prep.as_mapping(surface_line, variable)
-    chosen = prep.choose_lanes(data, lanes, ())
+    chosen = prep.choose_lanes(data, lanes, prep.GROUP_LANES)
     curves = {name: _masked(dataset, variable).transpose("pair", "alpha", "lane") for name, dataset in data.items()}
     several = len(data) > 1
     looks = optimizer_looks(list(data)) if several else prep.lane_looks(data, chosen)
     first = next(iter(data.values()))
-    groups = (
-        {lane: [(lane, name) for name in data] for lane in chosen}
-        if several
-        else {"": [(lane, next(iter(data))) for lane in chosen]}
-    )
+    groups = {"": [(lane, next(iter(data))) for lane in chosen]}
+    if several:
+        groups = {lane: [(lane, name) for name in data] for lane in chosen}
     drawn = [c.sel(lane=[lane for lane in chosen if lane in c["lane"].values]) for c in curves.values()]
     low, high = prep.finite_range(drawn)
     log = low > 0 and high / low > 40
@@ -87,21 +85,11 @@ def plot_lines(
                 continue
             label = name if several else prep.lane_label(first, lane)
             look = looks[name if several else lane]
-            marks += _curve(
-                curves[name]["alpha"].values,
-                curves[name].sel(lane=lane).values,
-                label,
-                look,
-                band=band,
-                shade=len(members) <= 4,
-            )
+            values = curves[name].sel(lane=lane).values
+            marks += _curve(curves[name]["alpha"].values, values, label, look, band=band, shade=len(members) <= 4)
         panels.append(Panel(prep.lane_label(first, lane_title) if lane_title else "", x_axis, y_axis, tuple(marks)))
     rows, columns = prep.grid_shape(len(panels), widest=4)
-    count = max(c.sizes["pair"] for c in curves.values())
-    spread = "median, band from smallest to largest" if band == "range" else "mean ± standard error"
-    note = f"{spread.capitalize()} over {count} directions." if count > 1 else "One direction."
-    if max(len(members) for members in groups.values()) > 4:
-        note = f"{'Median' if band == 'range' else 'Mean'} over {count} directions; no bands, for legibility."
+    note = _spread_note(band, max(c.sizes["pair"] for c in curves.values()), max(map(len, groups.values())))
     size = (5.4, 3.4) if len(panels) == 1 else (3.1, 2.5)
     picture = Picture(
         "Loss on lines through the weights",
@@ -112,6 +100,15 @@ def plot_lines(
         linked=True,
     )
     return render(picture, backend)
+
+
+def _spread_note(band: str, count: int, num_lines: int) -> str:
+    if count == 1:
+        return "One direction."
+    if num_lines > 4:
+        return f"{'Median' if band == 'range' else 'Mean'} over {count} directions; no bands, for legibility."
+    spread = "Median, band from smallest to largest" if band == "range" else "Mean ± standard error"
+    return f"{spread} over {count} directions."
 
 
 def _curve(alpha: Array, values: Array, label: str, look: Look, *, band: str, shade: bool) -> list[Mark]:
@@ -135,7 +132,7 @@ def _curve(alpha: Array, values: Array, label: str, look: Look, *, band: str, sh
 def plot_contours(
     surface: prep.Results,
     *,
-    lanes: str | Sequence[str] | None = "groups",
+    lanes: str | Sequence[str] | None = None,
     pair: int | None = None,
     relative: bool = False,
     variable: str = "loss",
@@ -148,7 +145,7 @@ def plot_contours(
     surface
         A ``surface`` Dataset, or ``{optimizer: Dataset}``.
     lanes
-        Lane names or ``"classes"``, ``"groups"`` (default), ``"every"``.
+        Lane names or ``"classes"``, ``"groups"``, ``"every"``; by default the groups, or all where there are none.
     pair
         Which pair of directions; the first by default.
     relative
@@ -204,7 +201,7 @@ def _contour_panel(x: Axis, y: Axis, plane: xr.DataArray, title: str) -> Panel:
 def plot_surface_3d(
     surface: prep.Results,
     *,
-    lanes: str | Sequence[str] | None = "groups",
+    lanes: str | Sequence[str] | None = None,
     pair: int | None = None,
     relative: bool = False,
     variable: str = "loss",
@@ -287,7 +284,7 @@ def _masked(dataset: xr.Dataset, variable: str) -> xr.DataArray:
 def _planes(
     data: Mapping[str, xr.Dataset], lanes: str | Sequence[str] | None, pair: int | None, relative: bool, variable: str
 ) -> dict[tuple[str, str], xr.DataArray]:
-    chosen = prep.choose_lanes(data, lanes, ())
+    chosen = prep.choose_lanes(data, lanes, prep.GROUP_LANES)
     planes = {}
     for name, dataset in data.items():
         values = _masked(dataset, variable)
@@ -354,7 +351,7 @@ def _value_label(data: Mapping[str, xr.Dataset], relative: bool) -> str:
 
 def _axis_label(data: Mapping[str, xr.Dataset], axis: str) -> str:
     first = next(iter(data.values()))
-    units = str(first[axis].attrs.get("units", first.attrs.get("units", "")))
+    units = str(first[axis].attrs.get("units", ""))
     default = {"alpha": "α, along direction 1", "beta": "β, along direction 2"}[axis]
     if "beta" not in first.dims:
         default = "α, along the direction"

@@ -143,56 +143,49 @@ def lane_rows(tree: xr.DataTree) -> tuple[list[str], list[list[str]]]:
     spectrum = _group(tree, "spectrum")
     if spectrum is None:
         return [], []
-    accuracy, perturbation = _group(tree, "accuracy"), _group(tree, "perturbation")
-    radius, rho = _middle(perturbation, "radius"), _middle(perturbation, "rho")
-    heads = [
-        "lane",
-        "n",
-        "loss",
-        "accuracy",
-        "|g|",
-        "λmin ± residual",
-        "λmax ± residual",
-        "ratio",
-        "lower bound",
-        "trace ± se",
-        "negative energy ± se",
-        "crossover radius",
-        "quadratic radius",
-        f"mean increase ± se{'' if radius is None else f' (radius {prep.short(radius)})'}",
-        f"worst-case increase{'' if rho is None else f' (ρ = {prep.short(rho)})'}",
-        "verdict",
-        "evidence",
-    ]
     classes = prep.class_lanes(spectrum)
     lanes = [*classes, *(lane for lane in prep.all_lanes([spectrum]) if lane not in classes)]
-    rows = []
-    for lane in lanes:
-        low, high = _number(spectrum, "lambda_min", lane), _number(spectrum, "lambda_max", lane)
-        count = prep.num_examples(spectrum, lane)
-        share = _number(accuracy, "accuracy", lane)
-        rows.append(
-            [
-                lane,
-                "–" if count is None else str(count),
-                prep.short(_number(spectrum, "loss", lane)),
-                f"{100 * share:.1f} %" if math.isfinite(share) else "–",
-                prep.short(_number(spectrum, "gradient_norm", lane)),
-                _pair(spectrum, "lambda_min", "lambda_min_residual", lane),
-                _pair(spectrum, "lambda_max", "lambda_max_residual", lane),
-                prep.short(abs(min(low, 0.0)) / high) if high > 0 else "–",
-                prep.short(_number(spectrum, "lambda_min_lower_bound", lane)),
-                _pair(spectrum, "trace", "trace_stderr", lane),
-                _pair(spectrum, "negative_energy", "negative_energy_stderr", lane),
-                prep.short(_number(spectrum, "crossover_radius", lane)),
-                prep.short(_number(spectrum, "quadratic_radius", lane)),
-                _pair(perturbation, "mean_increase", "mean_increase_stderr", lane, radius=radius),
-                prep.short(_number(perturbation, "worst_case_increase", lane, rho=rho)),
-                str(spectrum["verdict"].sel(lane=lane).item()),
-                _text(spectrum, "evidence", lane),
-            ]
-        )
-    return heads, rows
+    rows = [_row(lane, spectrum, _group(tree, "accuracy"), _group(tree, "perturbation")) for lane in lanes]
+    return list(rows[0]) if rows else [], [list(row.values()) for row in rows]
+
+
+def _row(
+    lane: str, spectrum: xr.Dataset, accuracy: xr.Dataset | None, perturbation: xr.Dataset | None
+) -> dict[str, str]:
+    """Return {column head: text} for one lane."""
+
+    def measured(variable: str) -> str:
+        return prep.short(_number(spectrum, variable, lane))
+
+    radius, rho = _middle(perturbation, "radius"), _middle(perturbation, "rho")
+    low, high = _number(spectrum, "lambda_min", lane), _number(spectrum, "lambda_max", lane)
+    count = prep.num_examples(spectrum, lane)
+    split = str(accuracy.attrs.get("split", "")) if accuracy is not None else ""
+    row = {
+        "lane": lane,
+        "n": "–" if count is None else str(count),
+        "loss": measured("loss"),
+        f"accuracy{f' ({split})' if split else ''}": _percent(_number(accuracy, "accuracy", lane)),
+    }
+    if accuracy is not None and "test_accuracy" in accuracy:
+        row["test accuracy"] = _percent(_number(accuracy, "test_accuracy", lane))
+    mean = f"mean increase ± se{'' if radius is None else f' (radius {prep.short(radius)})'}"
+    worst = f"worst-case increase{'' if rho is None else f' (ρ = {prep.short(rho)})'}"
+    return row | {
+        "|g|": measured("gradient_norm"),
+        "λmin ± residual": _pair(spectrum, "lambda_min", "lambda_min_residual", lane),
+        "λmax ± residual": _pair(spectrum, "lambda_max", "lambda_max_residual", lane),
+        "ratio": prep.short(abs(min(low, 0.0)) / high) if high > 0 else "–",
+        "lower bound": measured("lambda_min_lower_bound"),
+        "trace ± se": _pair(spectrum, "trace", "trace_stderr", lane),
+        "negative energy ± se": _pair(spectrum, "negative_energy", "negative_energy_stderr", lane),
+        "crossover radius": measured("crossover_radius"),
+        "quadratic radius": measured("quadratic_radius"),
+        mean: _pair(perturbation, "mean_increase", "mean_increase_stderr", lane, radius=radius),
+        worst: prep.short(_number(perturbation, "worst_case_increase", lane, rho=rho)),
+        "verdict": str(spectrum["verdict"].sel(lane=lane).item()),
+        "evidence": _text(spectrum, "evidence", lane),
+    }
 
 
 def verdict_matrix(spectra: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
@@ -307,6 +300,10 @@ def _number(dataset: xr.Dataset | None, variable: str, lane: str, **at: float | 
 
 def _pair(dataset: xr.Dataset | None, variable: str, error: str, lane: str, **at: float | None) -> str:
     return prep.with_error(_number(dataset, variable, lane, **at), _number(dataset, error, lane, **at))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
 def _text(dataset: xr.Dataset, variable: str, lane: str) -> str:

@@ -178,6 +178,24 @@ def test_curvature_line_recovers_a_power_law():
         figures.plot_curvature_against_gradient(spectrum.assign(lambda_min=spectrum["lambda_min"] * -1))
 
 
+def test_accuracy_prefers_test_images_and_says_so():
+    data = synthetic.accuracy("sgd").assign_attrs(split="train")
+    both = data.assign(test_accuracy=data["accuracy"] / 2, test_num_examples=data["num_examples"] * 0 + 100)
+    figure = figures.plot_accuracy(both)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(heights, both["test_accuracy"].sel(lane=["head", "medium", "tail", "all"]))
+    assert "Accuracy on test images" in [text.get_text() for text in figure.texts]
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "head (n=100)"
+    train = figures.plot_accuracy(both, variable="accuracy")
+    assert "Accuracy on train images" in [text.get_text() for text in train.texts]
+
+
+def test_without_groups_the_lanes_that_exist_are_drawn():
+    data = synthetic.surface("sgd").sel(lane=["plane", "all"])
+    figure = figures.plot_contours(data, backend="plotly")
+    assert len(traces(figure, go.Contour)) == 2
+
+
 def test_verdicts_show_word_symbol_and_value_and_leave_missing_lanes_blank():
     spectra = {"sgd": synthetic.spectrum("sgd"), "sam": synthetic.spectrum("sam").sel(lane=["head", "tail"])}
     figure = figures.plot_verdicts(spectra)
