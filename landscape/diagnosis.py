@@ -13,10 +13,11 @@ import xarray as xr
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.perturbation import PerturbationOptions, lane_means, measure_perturbation
+from landscape.randomness import stream
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, choose_lanes
-from landscape.spectrum import SpectrumOptions, extreme_directions, measure_spectrum
-from landscape.surface import measure_surface
+from landscape.spectrum import SpectrumOptions, find_extremes, measure_spectrum
+from landscape.surface import cosine, measure_surface, orthogonal_to
 
 Progress = Callable[[int, int, str], None]
 
@@ -83,8 +84,9 @@ def measure_accuracy(
 ) -> xr.Dataset:
     """Return accuracy and loss of each lane on the examples under study.
 
-    Both are exact means over those examples; ``accuracy_stderr`` is the binomial standard error as an estimate for
-    the population, sqrt(p (1 - p) / n).
+    Both are exact means over those examples; ``accuracy_stderr`` is their standard error as an estimate for the
+    population with these class shares: binomial, sqrt(p (1 - p) / n), for a class, and
+    sqrt(sum_c w_c^2 p_c (1 - p_c) / n_c) for classes of weights w_c.
     """
     chosen = choose_lanes(
         lanes,
@@ -94,14 +96,15 @@ def measure_accuracy(
         group_average=group_average,
     )
     values = risk.evaluate(risk.theta)
-    counts = np.asarray(chosen.num_examples)
-    accuracy = lane_means(chosen, values["accuracy"]) if "accuracy" in values else np.full(len(chosen), np.nan)
+    right = values.get("accuracy", torch.full_like(values["loss"], torch.nan))
+    shares = replace(chosen, weights=chosen.weights**2)
+    variance = lane_means(shares, right * (1 - right) / risk.class_counts.cpu())
     dataset = xr.Dataset(
         {
-            "accuracy": ("lane", accuracy),
-            "accuracy_stderr": ("lane", np.sqrt(accuracy * (1 - accuracy) / counts)),
+            "accuracy": ("lane", lane_means(chosen, right)),
+            "accuracy_stderr": ("lane", np.sqrt(variance)),
             "loss": ("lane", lane_means(chosen, values["loss"])),
-            "num_examples": ("lane", counts),
+            "num_examples": ("lane", np.asarray(chosen.num_examples)),
         },
         coords={
             "lane": list(chosen.names),
@@ -172,7 +175,21 @@ def _eigen_plane(
     group_average: GroupAverage,
     progress: Progress | None,
 ) -> xr.Dataset:
-    ends = extreme_directions(risk, lane, options=plan.spectrum, seed=seed)
+    chosen = choose_lanes(
+        lanes,
+        class_names=risk.class_names,
+        class_counts=risk.class_counts,
+        groups=risk.groups,
+        group_average=group_average,
+    )
+    # By weights, not by name: a mixture has no name to look up, and the average of a group is the caller's choice. The
+    # stream is the spectrum's, hence so are the vectors.
+    weights = chosen.weights[chosen.names.index(lane)]
+    ends = find_extremes(risk, weights, plan.spectrum, stream(seed, f"spectrum/{lane}/extremes"))
+    v_max = ends.v_max
+    if abs(cosine(ends.v_min, v_max)) > 1 - 1e-6:  # one eigenvalue only: any other direction belongs to it as well
+        v_max = torch.randn(v_max.shape, generator=stream(seed, f"eigen-plane/{lane}"), dtype=v_max.dtype).to(v_max)
+        v_max = torch.nn.functional.normalize(orthogonal_to(v_max, ends.v_min), dim=0)
     limit = 0.1 * float(torch.linalg.vector_norm(risk.theta.double())) or 1.0
     crossover = float(row.crossover_radius)
     unit = min(crossover, limit) if np.isfinite(crossover) and crossover > 0 else limit
@@ -182,7 +199,7 @@ def _eigen_plane(
         risk,
         lanes,
         kind="plane",
-        directions=[unit * ends.v_min, unit * ends.v_max],
+        directions=[unit * ends.v_min, unit * v_max],
         x=axis,
         y=axis,
         labels=(f"along v_min of {lane} (unit {unit:.3g})", f"along v_max of {lane} (unit {unit:.3g})"),
