@@ -50,8 +50,9 @@ class PerturbationOptions:
                 f"num_draws: expected an even number of at least 4 (antithetic pairs), got {self.num_draws}"
             )
         for name in ("radii", "sigmas", "rhos"):
-            if any(not value > 0 for value in getattr(self, name)):
-                raise LandscapeError(f"{name}: expected positive numbers, got {getattr(self, name)}")
+            values = getattr(self, name)
+            if any(not 0 < value < math.inf for value in values) or len(set(values)) < len(values):
+                raise LandscapeError(f"{name}: expected positive numbers, each once, got {values}")
         if not self.radii:
             raise LandscapeError("radii: expected at least one relative radius")
         if self.ascent_steps < 1:
