@@ -96,7 +96,7 @@ class AnalyticRisk:
         with differentiation():
             point = theta.detach().clone().requires_grad_()
             values = self._function(point)
-            rows = weights.to(values)
+            rows = weights.to(values).clone()
             return torch.stack(
                 [torch.autograd.grad(values, point, row, retain_graph=True, materialize_grads=True)[0] for row in rows]
             )
@@ -112,21 +112,21 @@ class AnalyticRisk:
         with differentiation():
             point = theta.detach().clone().requires_grad_()
             values = self._function(point)
-            rows = weights.to(values)
+            rows = weights.to(values).clone()
             gradients = [
                 torch.autograd.grad(values, point, row, create_graph=True, materialize_grads=True)[0] for row in rows
             ]
 
+        @differentiation()
         def product(vectors: Tensor) -> Tensor:
             out = torch.zeros_like(vectors)
-            with differentiation():
-                for b, gradient in enumerate(gradients):
-                    if not gradient.requires_grad:  # a linear loss: its Hessian is zero
-                        continue
-                    for p, vector in enumerate(vectors[b]):
-                        (out[b, p],) = torch.autograd.grad(
-                            gradient, point, vector, retain_graph=True, materialize_grads=True
-                        )
+            for b, gradient in enumerate(gradients):
+                if not gradient.requires_grad:  # a linear loss: its Hessian is zero
+                    continue
+                for p, vector in enumerate(vectors[b]):
+                    (out[b, p],) = torch.autograd.grad(
+                        gradient, point, vector, retain_graph=True, materialize_grads=True
+                    )
             return out
 
         yield product

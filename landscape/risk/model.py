@@ -210,6 +210,11 @@ class ModelRisk:
         return max(total // num, 1)
 
     @property
+    def inputs_per_example(self) -> int:
+        """Numbers in one stored input."""
+        return self._examples.inputs[0].numel()
+
+    @property
     def chunk_size(self) -> int:
         """Examples per forward pass with gradients."""
         if self._chunk_size is not None:
@@ -341,6 +346,7 @@ class ModelRisk:
     def _support(self, row: Tensor) -> list[int]:
         return self._classes(torch.nonzero(row.cpu() != 0)[:, 0].tolist())
 
+    @differentiation()
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B, n): row b is the gradient of ``sum_c weights[b, c] L_c``; one forward pass serves all rows."""
         self._require_frozen()
@@ -348,19 +354,18 @@ class ModelRisk:
         supports = [set(self._support(row)) for row in weights]
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
         offsets = self._examples.offsets
-        with differentiation():
-            point = theta.detach().clone().requires_grad_()
-            for rows in self._examples.chunks(sorted(set().union(*supports)), self.chunk_size):
-                present = {c for c in range(len(offsets) - 1) if offsets[c] < rows.stop and offsets[c + 1] > rows.start}
-                losses = self.per_example(point, rows)
-                if not losses.requires_grad:  # the model does not use the chosen parameters
-                    continue
-                for b, support in enumerate(supports):
-                    if support & present:
-                        (gradient,) = torch.autograd.grad(
-                            losses, point, coefficients[b, rows], retain_graph=True, materialize_grads=True
-                        )
-                        out[b] += gradient
+        point = theta.detach().clone().requires_grad_()
+        for rows in self._examples.chunks(sorted(set().union(*supports)), self.chunk_size):
+            present = {c for c in range(len(offsets) - 1) if offsets[c] < rows.stop and offsets[c + 1] > rows.start}
+            losses = self.per_example(point, rows)
+            if not losses.requires_grad:  # the model does not use the chosen parameters
+                continue
+            for b, support in enumerate(supports):
+                if support & present:
+                    (gradient,) = torch.autograd.grad(
+                        losses, point, coefficients[b, rows], retain_graph=True, materialize_grads=True
+                    )
+                    out[b] += gradient
         return out.to(self.dtype)
 
     def hvps(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
@@ -375,7 +380,8 @@ class ModelRisk:
         A retained graph costs 2 gradients per product, a fresh one 3. Chunk sums are added in float64.
         """
         self._require_frozen()
-        coefficients = self._coefficients(weights)
+        with differentiation():
+            coefficients = self._coefficients(weights)
         size = chunk_size or self.chunk_size
         work = [(b, rows) for b, row in enumerate(weights) for rows in self._examples.chunks(self._support(row), size)]
         budget = self.memory_budget
@@ -398,18 +404,18 @@ class ModelRisk:
             with differentiation():
                 kept[index] = build(b, rows)
 
+        @differentiation()
         def product(vectors: Tensor) -> Tensor:
             out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-            with differentiation():
-                for index, (b, rows) in enumerate(work):
-                    gradient, point = kept[index] if index in kept else build(b, rows)
-                    if not gradient.requires_grad:
-                        continue
-                    for p, vector in enumerate(vectors[b]):
-                        (part,) = torch.autograd.grad(
-                            gradient, point, vector, retain_graph=True, materialize_grads=True
-                        )
-                        out[b, p] += part
+            for index, (b, rows) in enumerate(work):
+                gradient, point = kept[index] if index in kept else build(b, rows)
+                if not gradient.requires_grad:
+                    continue
+                for p, vector in enumerate(vectors[b]):
+                    (part,) = torch.autograd.grad(
+                        gradient, point, vector, retain_graph=True, materialize_grads=True
+                    )
+                    out[b, p] += part
             return out.to(vectors.dtype)
 
         try:
