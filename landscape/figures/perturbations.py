@@ -14,6 +14,7 @@ from landscape.figures.drawing import render
 from landscape.figures.picture import Array, Axis, Backend, Bars, Mark, Panel, Picture, Points
 from landscape.figures.style import INK, LANE_LOOKS, Look, optimizer_looks
 
+_UNGROUPED = Look("#0072B2")
 _KINDS = {
     "loss_increase": ("radius", "filter-normalised random direction, relative radius"),
     "gaussian_loss_increase": ("sigma", "Gaussian noise on the weights, standard deviation"),
@@ -63,7 +64,7 @@ def plot_fluctuation(
     }
     dimension, meaning = _KINDS[variable]
     first = next(iter(data.values()))
-    names = tuple(prep.lane_label(first, lane) for lane in chosen)
+    names = prep.thinned([prep.lane_label(first, lane) for lane in chosen], 40)
     width = 0.8 / len(data)
     offsets = {name: (k - (len(data) - 1) / 2) * width for k, name in enumerate(data)}
     panels: list[tuple[str, str, tuple[Mark, ...]]] = []
@@ -154,8 +155,8 @@ def _looks(data: Mapping[str, xr.Dataset], name: str, lanes: Sequence[str]) -> l
     groups: dict[str, list[int]] = {}
     for k, lane in enumerate(lanes):
         group = prep.lane_group(dataset, lane)
-        groups.setdefault(group if group in LANE_LOOKS else "all", []).append(k)
-    return [(group, np.array(members), LANE_LOOKS[group]) for group, members in groups.items()]
+        groups.setdefault(group if group in LANE_LOOKS else "", []).append(k)
+    return [(group, np.array(members), LANE_LOOKS.get(group, _UNGROUPED)) for group, members in groups.items()]
 
 
 def _value_axis(label: str, marks: Sequence[Mark]) -> Axis:

@@ -60,37 +60,42 @@ def all_lanes(datasets: Iterable[xr.Dataset]) -> list[str]:
     return list(dict.fromkeys(str(lane) for dataset in datasets for lane in np.atleast_1d(dataset["lane"].values)))
 
 
-def lane_group(dataset: xr.Dataset, lane: str) -> str:
-    """Return ``head``, ``medium`` or ``tail`` for a class or group lane, ``all`` for the whole, `` `` if unknown."""
-    if lane_kind(dataset, lane) != "class":
-        return lane
-    if "lane_group" in dataset.coords:
-        return str(dataset["lane_group"].sel(lane=lane).item())
-    return ""
+def _per_lane(dataset: xr.Dataset, name: str) -> dict[str, Any]:
+    """Return {lane: value} of a coordinate or variable over lanes; empty where it is not recorded."""
+    if name not in dataset.variables:
+        return {}
+    return dict(zip(all_lanes([dataset]), np.atleast_1d(dataset[name].values).tolist()))
 
 
 def lane_kind(dataset: xr.Dataset, lane: str) -> str:
     """Return ``class``, ``group`` or ``all``."""
-    if "lane_kind" in dataset.coords:
-        return str(dataset["lane_kind"].sel(lane=lane).item())
-    return "group" if lane in GROUP_LANES else "all" if lane == "all" else "class"
+    guess = "group" if lane in GROUP_LANES else "all" if lane == "all" else "class"
+    return str(_per_lane(dataset, "lane_kind").get(lane, guess))
+
+
+def lane_group(dataset: xr.Dataset, lane: str) -> str:
+    """Return ``head``, ``medium`` or ``tail`` for a class or group lane, ``all`` for the whole, `` `` if unknown."""
+    return lane if lane_kind(dataset, lane) != "class" else str(_per_lane(dataset, "lane_group").get(lane, ""))
 
 
 def num_examples(dataset: xr.Dataset, lane: str) -> int | None:
     """Return the number of examples behind a lane, or None where it is not recorded."""
-    if "num_examples" not in dataset:
-        return None
-    value = float(dataset["num_examples"].sel(lane=lane).item())
+    value = float(_per_lane(dataset, "num_examples").get(lane, math.nan))
     return int(value) if math.isfinite(value) else None
 
 
 def class_lanes(dataset: xr.Dataset) -> list[str]:
     """Return the class lanes from head to tail: by group, then by falling number of examples, then as stored."""
-    lanes = [lane for lane in all_lanes([dataset]) if lane_kind(dataset, lane) == "class"]
+    kinds, groups, counts = (_per_lane(dataset, name) for name in ("lane_kind", "lane_group", "num_examples"))
+    guess = dict.fromkeys(GROUP_LANES, "group") | {"all": "all"}
+    lanes = [lane for lane in all_lanes([dataset]) if kinds.get(lane, guess.get(lane, "class")) == "class"]
     order = {name: rank for rank, name in enumerate(GROUP_LANES)}
-    return sorted(
-        lanes, key=lambda lane: (order.get(lane_group(dataset, lane), 3), -(num_examples(dataset, lane) or 0))
-    )
+
+    def rank(lane: str) -> tuple[int, float]:
+        count = float(counts.get(lane, 0))
+        return order.get(str(groups.get(lane, "")), 3), -count if math.isfinite(count) else 0.0
+
+    return sorted(lanes, key=rank)
 
 
 def choose_lanes(
@@ -146,6 +151,12 @@ def lane_label(dataset: xr.Dataset, lane: str) -> str:
     """Return the lane's name with its number of examples."""
     count = num_examples(dataset, lane) if lane in all_lanes([dataset]) else None
     return lane if count is None else f"{lane} (n={count})"
+
+
+def thinned(names: Sequence[str], most: int) -> tuple[str, ...]:
+    """Return the names with all but every k-th blank, so that at most about ``most`` remain legible."""
+    every = max(1, math.ceil(len(names) / most))
+    return tuple(name if k % every == 0 else "" for k, name in enumerate(names))
 
 
 def smooth_density(

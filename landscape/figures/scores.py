@@ -65,7 +65,7 @@ def plot_accuracy(
         for label, members, look in groups:
             texts = tuple(f"{100 * v:.0f}" for v in values[members]) if len(chosen) * len(data) <= 48 else ()
             marks.append(Bars(x[members], values[members], width * 0.9, look.colour, look.hatch, label, texts=texts))
-    names = tuple(prep.lane_label(first, lane) for lane in chosen)
+    names = prep.thinned([prep.lane_label(first, lane) for lane in chosen], 40)
     panel = Panel(
         "",
         Axis("", limits=(-0.6, len(chosen) - 0.4), categories=names, tilted=len(chosen) > 6),

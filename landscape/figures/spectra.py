@@ -33,7 +33,7 @@ from landscape.figures.style import Look, optimizer_looks
 _FLOOR = 1e-6
 _DECADES = 1.7  # above 1: a lone kernel reaches 1 / (0.06 sqrt(2 pi)) = 6.6
 _WIDTH = 0.06
-_MAX_SMALL_MULTIPLES = 24
+_MAX_SMALL_MULTIPLES = 16
 _EIGENVALUE = "eigenvalue λ (linear within ±{within:g}, then log)"
 
 
@@ -212,8 +212,7 @@ def plot_spectrum_map(
     highest = _FLOOR
     rows_at = np.arange(len(chosen), dtype=float)
     first = next(iter(data.values()))
-    every = max(1, len(chosen) // 30)
-    names = tuple(prep.lane_label(first, lane) if k % every == 0 else "" for k, lane in enumerate(chosen))
+    names = prep.thinned([prep.lane_label(first, lane) for lane in chosen], 34)
     edges = symlog(np.array(limits), linear_within)
     bounds = tuple(symlog_inverse(np.array([edges[0] - 0.33, edges[1] + 0.33]), linear_within).tolist())
     for name, dataset in data.items():

@@ -77,13 +77,14 @@ def plot_lines(
         prep.padded(low, high, log=log),
     )
     x_axis = Axis(_axis_label(data, "alpha"), limits=prep.padded(*prep.finite_range([c["alpha"] for c in drawn]), 0.02))
+    named = set(chosen if several else prep.thinned(chosen, 16))
     panels = []
     for lane_title, members in groups.items():
         marks: list[Mark] = []
         for lane, name in members:
             if lane not in curves[name]["lane"].values:
                 continue
-            label = name if several else prep.lane_label(first, lane)
+            label = name if several else prep.lane_label(first, lane) if lane in named else ""
             look = looks[name if several else lane]
             values = curves[name].sel(lane=lane).values
             marks += _curve(curves[name]["alpha"].values, values, label, look, band=band, shade=len(members) <= 4)

@@ -38,7 +38,8 @@ def plot_curvature_against_gradient(
     data = prep.as_mapping(spectra, "gradient_norm")
     chosen = prep.choose_lanes(data, lanes, prep.choose_lanes(data, "every", ()))
     if lanes is None:
-        chosen = [lane for lane in chosen if any(lane in prep.class_lanes(d) for d in data.values())] or chosen
+        classes = {lane for dataset in data.values() for lane in prep.class_lanes(dataset)}
+        chosen = [lane for lane in chosen if lane in classes] or chosen
     looks = optimizer_looks(list(data))
     marks: list[Mark] = []
     gradients, curvatures, skipped, groups = [], [], 0, []

@@ -148,9 +148,10 @@ def test_summary_counts_and_explains():
     tail = next(s for s in model.groups if s.lane.startswith("tail"))
     assert tail.verdict == "saddle"
     assert "±" in tail.sentence
+    assert not any(character in s.sentence for s in model.groups for character in "{}")
     assert tail.evidence == str(spectrum["evidence"].sel(lane="tail").item())
     plane = summarise("sgd", spectrum.sel(lane=["plane"])).groups[0]
-    assert "probability 0.999" in plane.sentence
+    assert "probability 0.999, every eigenvalue is above −0.02 (smallest found" in plane.sentence
     other = spectrum.copy(deep=True)
     other["verdict"] = other["verdict"].where(other["lane"] != "tail", "slope")
     assert "The tail classes: at a saddle under a; on a slope under b." in overview({"a": spectrum, "b": other})
