@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +28,11 @@ from landscape.diagnosis import (
     summarise,
 )
 from landscape.errors import LandscapeError
-from landscape.figures import save_comparison_figures, save_figures
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, load_checkpoint, risk_of
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
+from landscape.threads import suitable_threads
 from landscape.training import Progress, TrainSpec, estimate_training, train, untrained_checkpoint
 
 Announce = Callable[[str], None]
@@ -39,7 +42,10 @@ logger = logging.getLogger(__name__)
 RESULTS = "results.nc"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
-CHECKPOINT = "checkpoint.safetensors"
+FIGURES = "figures"
+
+# Processes that draw at the same time, beside the one that computes.
+MAX_DRAWING = max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,17 @@ def analyse(
         journal.clear()
         return stored
     start = time.perf_counter()
-    groups = measure_everything(
-        risk,
-        spec.lanes,
-        plan=prepared.plan,
-        seed=spec.seed,
-        group_average=spec.group_average,
-        journal=journal,
-        progress=progress,
-    )
-    _add_test_accuracy(groups["accuracy"], prepared, spec)
+    with suitable_threads(min(int(risk.class_counts.sum()), risk.chunk_size) * risk.inputs_per_example):
+        groups = measure_everything(
+            risk,
+            spec.lanes,
+            plan=prepared.plan,
+            seed=spec.seed,
+            group_average=spec.group_average,
+            journal=journal,
+            progress=progress,
+        )
+        _add_test_accuracy(groups["accuracy"], prepared, spec)
     for dataset in groups.values():
         dataset.attrs["recipe_digest"] = journal.digest
         dataset.attrs["preset"] = spec.preset
@@ -167,13 +174,50 @@ def _add_test_accuracy(accuracy: xr.Dataset, prepared: Prepared, spec: AnalysisS
         accuracy[f"test_{name}"] = ("lane", test[name].values)
 
 
-def draw(groups: Mapping[str, xr.Dataset], out: str | Path) -> pd.DataFrame:
-    """Write ``out/summary.csv`` and every figure of one checkpoint under ``out/figures``; return the summary."""
-    out = Path(out)
+class Drawing:
+    """Figures being drawn from results files by processes of their own, while this one computes.
+
+    A context manager: leaving it waits for them, and stops them if an error is under way.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def start(self, out: str | Path, files: Mapping[str, Path]) -> None:
+        """Draw ``files`` {name: results file} into the folder ``out``."""
+        while sum(job.poll() is None for _, job in self._jobs) >= MAX_DRAWING:
+            time.sleep(0.05)
+        named = [f"{name}={path}" for name, path in files.items()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "landscape.figures", str(out), *named]
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+        self._jobs.append((str(out), job))
+
+    def wait(self) -> None:
+        """Wait for all figures; LandscapeError with the last line of what a failed process said."""
+        for out, job in self._jobs:
+            _, said = job.communicate()
+            if job.returncode:
+                last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it was killed"]
+                raise LandscapeError(f"drawing the figures in {out} failed: {last[0]}")
+
+    def __enter__(self) -> Drawing:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self.wait()
+        for _, job in self._jobs:
+            if job.poll() is None:
+                job.kill()
+                job.communicate()
+
+
+def write_summary(groups: Mapping[str, xr.Dataset], out: str | Path) -> pd.DataFrame:
+    """Write ``out/summary.csv``, one row per lane; return it."""
     table = summarise(groups)
-    with writing_atomically(out / SUMMARY) as temporary:
+    with writing_atomically(Path(out) / SUMMARY) as temporary:
         table.to_csv(temporary)
-    save_figures(xr.DataTree.from_dict(dict(groups)), out / "figures")
     return table
 
 
@@ -188,11 +232,9 @@ def report(
     timings: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write ``out/report.html`` about one or several checkpoints, and the comparison figures where there are several."""
+    """Write ``out/report.html`` about one or several checkpoints."""
     out = Path(out)
     trees = {name: xr.DataTree.from_dict(dict(groups)) for name, groups in results.items()}
-    if len(trees) > 1:
-        save_comparison_figures(trees, out / "figures")
     attributes = {name: groups["accuracy"].attrs for name, groups in results.items()}
     context = {
         "title": title,
@@ -236,20 +278,22 @@ def figures(
     out = Path(out)
     prepared = prepare(source, spec)
     groups = analyse(prepared, out, spec, progress=progress)
-    table = draw(groups, out)
+    table = write_summary(groups, out)
     name = str(prepared.loaded.spec.get("optimizer") or Path(source.path).stem)
     config = {
         "source": {k: str(v) for k, v in asdict(prepared.source).items() if v is not None},
         "plan": asdict(prepared.plan),
     }
-    report(
-        out,
-        {name: groups},
-        title=f"Loss landscape of {Path(source.path).name}",
-        command=command,
-        config=config,
-        timings={"analysis, seconds": groups["accuracy"].attrs.get("analysis_seconds", float("nan"))},
-    )
+    with Drawing() as drawing:
+        drawing.start(out / FIGURES, {name: out / RESULTS})
+        report(
+            out,
+            {name: groups},
+            title=f"Loss landscape of {Path(source.path).name}",
+            command=command,
+            config=config,
+            timings={"analysis, seconds": groups["accuracy"].attrs.get("analysis_seconds", float("nan"))},
+        )
     return table
 
 
@@ -270,40 +314,47 @@ def run_everything(
     results: dict[str, dict[str, xr.Dataset]] = {}
     tables: dict[str, pd.DataFrame] = {}
     warnings: list[str] = []
-    for number, name in enumerate(spec.optimizers, start=1):
-        folder = out / name
-        stage = f"[{number}/{len(spec.optimizers)}] {name}"
-        try:
-            if announce:
-                announce(f"{stage}: training")
-            path = train(
-                replace(spec.train, optimizer=name), folder, device=spec.device, resume=True, progress=progress
-            )
-            if announce:
-                announce(f"{stage}: analysing")
-            source = CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device)
-            results[name] = analyse(prepare(source, spec.analysis), folder, spec.analysis, progress=progress)
-            tables[name] = draw(results[name], folder)
-        except LandscapeError as error:
-            if len(spec.optimizers) == 1:
-                raise
-            warnings.append(f"{name}: {error}")
-            logger.warning("%s failed: %s", name, error)
-    if not results:
-        raise LandscapeError(f"no optimizer succeeded; {warnings[0]}")
-    if announce:
-        announce("writing the report")
-    combine(
-        out,
-        results,
-        histories={name: pd.read_csv(out / name / "history.csv") for name in results},
-        title=f"{spec.train.dataset}: {len(results)} optimizers compared",
-        command=command,
-        config={"run": _plain(spec)},
-        timings=_timings(out, results),
-        warnings=warnings,
-    )
+    tell = announce or logger.info
+    with Drawing() as drawing:
+        for number, name in enumerate(spec.optimizers, start=1):
+            try:
+                stage = f"[{number}/{len(spec.optimizers)}] {name}"
+                results[name] = _train_and_analyse(replace(spec, optimizers=(name,)), out / name, stage, tell, progress)
+                tables[name] = write_summary(results[name], out / name)
+                drawing.start(out / name / FIGURES, {name: out / name / RESULTS})
+            except LandscapeError as error:
+                if len(spec.optimizers) == 1:
+                    raise
+                warnings.append(f"{name}: {error}")
+                logger.warning("%s failed: %s", name, error)
+        if not results:
+            raise LandscapeError(f"no optimizer succeeded; {warnings[0]}")
+        tell("drawing the figures and writing the report")
+        combine(
+            out,
+            {name: out / name / RESULTS for name in results},
+            results,
+            drawing,
+            histories={name: pd.read_csv(out / name / "history.csv") for name in results},
+            title=f"{spec.train.dataset}: {len(results)} optimizers compared",
+            command=command,
+            config={"run": _plain(spec)},
+            timings=_timings(out, results),
+            warnings=warnings,
+        )
     return tables
+
+
+def _train_and_analyse(
+    spec: RunSpec, folder: Path, stage: str, tell: Announce, progress: Progress | None
+) -> dict[str, xr.Dataset]:
+    """Train and analyse with the one optimizer of ``spec``."""
+    tell(f"{stage}: training")
+    run = replace(spec.train, optimizer=spec.optimizers[0])
+    path = train(run, folder, device=spec.device, resume=True, progress=progress)
+    tell(f"{stage}: analysing")
+    source = CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device)
+    return analyse(prepare(source, spec.analysis), folder, spec.analysis, progress=progress)
 
 
 def estimate_run(spec: RunSpec) -> dict[str, tuple[float, int]]:
@@ -326,12 +377,20 @@ def estimate_run(spec: RunSpec) -> dict[str, tuple[float, int]]:
     return stages
 
 
-def combine(out: str | Path, results: Mapping[str, Mapping[str, xr.Dataset]], **context: Any) -> pd.DataFrame:
-    """Write the joint ``summary.csv`` (one row per model and lane), the comparison figures and the report."""
+def combine(
+    out: str | Path,
+    files: Mapping[str, Path],
+    results: Mapping[str, Mapping[str, xr.Dataset]],
+    drawing: Drawing,
+    **context: Any,
+) -> pd.DataFrame:
+    """Write the joint ``summary.csv`` (one row per model and lane) and report; start drawing what compares them."""
     out = Path(out)
     table = pd.concat({name: summarise(groups) for name, groups in results.items()}, names=["model"])
     with writing_atomically(out / SUMMARY) as temporary:
         table.to_csv(temporary)
+    if len(files) > 1:
+        drawing.start(out / FIGURES, files)
     report(out, results, **context)
     return table
 
@@ -362,14 +421,18 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, command: str) -> 
         names = [str(path) for path in paths]
     results = {name: groups_of(load_results(path / RESULTS)) for name, path in zip(names, paths)}
     Path(out).mkdir(parents=True, exist_ok=True)
-    return combine(
-        out,
-        results,
-        title=f"{len(results)} checkpoints compared",
-        command=command,
-        config={"folders": [str(path) for path in paths]},
-        warnings=_require_comparable(results),
-    )
+    warnings = _require_comparable(results)
+    with Drawing() as drawing:
+        return combine(
+            out,
+            {name: path / RESULTS for name, path in zip(names, paths)},
+            results,
+            drawing,
+            title=f"{len(results)} checkpoints compared",
+            command=command,
+            config={"folders": [str(path) for path in paths]},
+            warnings=warnings,
+        )
 
 
 def _require_comparable(results: Mapping[str, Mapping[str, xr.Dataset]]) -> list[str]:

@@ -24,9 +24,7 @@ def has_running_statistics(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def recalibrate(
-    model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Tensor]
-) -> dict[str, Tensor]:
+def recalibrate(model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return the buffers that ``model`` has at ``parameters`` after its BatchNorm statistics were recomputed.
 
     The cumulative average over fixed batches of equal weight, as :func:`torch.optim.swa_utils.update_bn` computes it,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,7 @@ def prove_deterministic(risk: ModelRisk) -> None:
         examples of a batch.
     """
     offsets = risk._examples.offsets
-    rows = [torch.arange(a, min(a + PER_CLASS, b)) for a, b in zip(offsets, offsets[1:])]
+    rows = [torch.arange(a, min(a + PER_CLASS, b)) for a, b in itertools.pairwise(offsets)]
     few = risk.restricted(torch.cat(rows)[:IN_ALL])
     few._chunk_size = None
     weights = (few.class_counts / few.class_counts.sum())[None]

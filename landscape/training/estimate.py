@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.checkpoint import write_checkpoint
+from landscape.threads import suitable_threads
 from landscape.training.evaluation import evaluate
 from landscape.training.loop import (
     Run,
@@ -18,7 +19,6 @@ from landscape.training.loop import (
     build_run,
     checkpoint_spec,
     resolve_device,
-    suitable_threads,
     take_step,
 )
 from landscape.training.spec import TrainSpec
@@ -34,7 +34,7 @@ def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") ->
     """
     run = build_run(spec, resolve_device(device))
     begin_epoch(run, 0)
-    with suitable_threads(run):
+    with suitable_threads(run.num_inputs):
         batches = batches_of(run, 0)
         images, labels = next(batches)
         activations = _saved_bytes(run, images, labels)

@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,14 +24,13 @@ from landscape.models import build_model
 from landscape.optimizers import NeighbourhoodOptimizer, build_optimizer
 from landscape.randomness import stream
 from landscape.results import versions
+from landscape.threads import suitable_threads
 from landscape.training import folder as files
 from landscape.training.evaluation import Evaluation, evaluate
 from landscape.training.schedules import learning_rate
 from landscape.training.spec import BASES, TrainSpec
 
 logger = logging.getLogger(__name__)
-
-SMALL_BATCH = 2**16  # numbers in a batch; 32 digits have 2,048, 128 CIFAR images 393,216
 
 
 class Progress(Protocol):
@@ -82,6 +80,11 @@ class Run:
     optimizer: NeighbourhoodOptimizer
     batches: Batches
     history: list[dict[str, Any]]
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers in a batch of inputs."""
+        return self.spec.batch_size * self.dataset.train.images[0].numel()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -150,7 +153,7 @@ def train(
     if state is not None:
         _restore(run, state)
         logger.info("resuming %s after epoch %d of %d", out, len(run.history), spec.epochs)
-    with suitable_threads(run):
+    with suitable_threads(run.num_inputs):
         for epoch in range(len(run.history), spec.epochs):
             _run_epoch(run, epoch)
             _write_epoch(run, out)
@@ -196,18 +199,6 @@ def build_run(spec: TrainSpec, device: torch.device) -> Run:
         batches=Batches(dataset, batch_size=spec.batch_size, device=device, augment=spec.augment),
         history=[],
     )
-
-
-@contextmanager
-def suitable_threads(run: Run) -> Iterator[None]:
-    """Use one CPU thread while batches are small: 11 times faster on digits if cores are busy, same bits anywhere."""
-    before = torch.get_num_threads()
-    if run.spec.batch_size * run.dataset.train.images[0].numel() < SMALL_BATCH:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
