@@ -92,7 +92,6 @@ def test_the_global_generator_is_left_alone(digits):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_sees_the_same_batches_and_never_waits(digits):
     data = replace(digits, augmentation="crop-flip")
     expected = epoch(data)
