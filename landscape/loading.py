@@ -140,7 +140,8 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
     trained = spec.get("loss", "ce")
     name = trained if source.loss == "own" else source.loss
     options = spec.get("loss_options", {}) if name == trained else {}
-    counts = dataset.train_counts
+    # The margins and offsets of a loss are those it was trained with, also on other data.
+    counts = tuple(spec.get("class_counts") or dataset.train_counts)
     loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
     if loss != "ce":
         loss.name = name
