@@ -200,14 +200,14 @@ def test_undecided_names_a_number_of_steps_that_decides():
 
 
 def test_undecided_never_asks_for_more_steps_than_there_are_dimensions():
-    spectrum = np.linspace(-0.011, 1.0, 90)
-    lane = measure_spectrum(
-        quadratic([matrix_of(spectrum)]), "all", options=SpectrumOptions(num_probes=2, num_steps=2, max_steps=6)
-    ).isel(lane=0)
+    """The bound alone would ask for 155 steps at this threshold; thirty exhaust the space."""
+    risk = quadratic([matrix_of(np.linspace(0.0, 1.0, 30))])
+    options = {"num_probes": 2, "num_steps": 2, "threshold": 0.001}
+    lane = measure_spectrum(risk, "all", options=SpectrumOptions(**options, max_steps=6)).isel(lane=0)
     assert lane.verdict == "undecided"
-    assert 6 < int(lane.num_steps_to_decide) <= 90
-    enough = SpectrumOptions(num_probes=2, num_steps=2, max_steps=int(lane.num_steps_to_decide))
-    assert measure_spectrum(quadratic([matrix_of(spectrum)]), "all", options=enough).verdict[0] == "saddle"
+    assert int(lane.num_steps_to_decide) == 30
+    decided = measure_spectrum(risk, "all", options=SpectrumOptions(**options, max_steps=30))
+    assert decided.verdict[0] == "no negative curvature"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
