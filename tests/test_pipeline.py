@@ -1,0 +1,448 @@
+"""The main job: every stage leaves its files, is found again by a rerun, and fails without taking the others down."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from landscape import pipeline
+from landscape.diagnosis import Plan
+from landscape.errors import LandscapeError
+from landscape.loading import CheckpointSource
+from landscape.perturbation import PerturbationOptions
+from landscape.pipeline import AnalysisSpec, RunSpec, analyse, compare, estimate_run, figures, prepare, run_everything
+from landscape.results import SCHEMA, load_results, save_results, validate
+from landscape.spectrum import SpectrumOptions
+from landscape.training import TrainSpec, train
+
+TINY = Plan(
+    spectrum=SpectrumOptions(num_probes=2, num_steps=6, max_steps=16),
+    perturbation=PerturbationOptions(num_draws=4, sigmas=(0.01,), rhos=(0.05,), ascent_steps=2),
+    line_points=5,
+    line_pairs=1,
+    plane_points=3,
+    eigen_points=3,
+    max_per_class=5,
+)
+TRAIN = TrainSpec(model="mlp", epochs=1, batch_size=64)
+ANALYSIS = AnalysisSpec(preset="quick", lanes="tail,all")
+RUN = RunSpec(TRAIN, ("sgd", "sam"), ANALYSIS)
+STALE = pytest.mark.xfail(strict=True, reason="the recipe of an analysis leaves out how its data were made")
+ONE_RUN = ["checkpoint.safetensors", "history.csv", "results.nc", "run.json", "summary.csv"]
+
+
+def write_text(path, trees, context):
+    path.write_text("\n".join(f"{key}: {value}" for key, value in context.items()))
+    return path
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The preset at a tenth of its size, a report in plain text, and no drawing but a list of what would be drawn."""
+    drawn = []
+    monkeypatch.setattr(pipeline, "write_report", write_text)
+    monkeypatch.setattr(pipeline, "choose_plan", lambda preset: TINY)
+    monkeypatch.setattr(pipeline.Drawing, "start", lambda self, out, files: drawn.append((out, dict(files))))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return train(TRAIN, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def analysis(checkpoint, tmp_path_factory):
+    """A folder with the tiny analysis of the checkpoint."""
+    out = tmp_path_factory.mktemp("analysis")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "choose_plan", lambda preset: TINY)
+        analyse(prepare(CheckpointSource(checkpoint), ANALYSIS), out, ANALYSIS)
+    return out
+
+
+class ComputedAgainError(Exception):
+    """What was found finished was computed again."""
+
+
+def never(*args, **kwargs):
+    raise ComputedAgainError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def groups_in(path):
+    return {name: node.to_dataset() for name, node in load_results(path).children.items()}
+
+
+# ---- the whole, drawn for real ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two optimizers at preset quick, with all figures; what was announced and the progress that was shown."""
+    out = tmp_path_factory.mktemp("run") / "first try & co"
+    said, ticks = [], []
+    tables = run_everything(
+        RUN, out, command="landscape run --epochs 1", announce=said.append, progress=lambda *tick: ticks.append(tick)
+    )
+    return out, tables, said, ticks
+
+
+def test_the_main_job_leaves_every_file(finished):
+    out, tables, _, _ = finished
+    assert names(out) == ["figures", "report.html", "sam", "sgd", "summary.csv"]
+    for name in RUN.optimizers:
+        assert names(out / name) == sorted([*ONE_RUN, "figures"])
+        stems = {path.stem for path in (out / name / "figures").iterdir()}
+        assert {"accuracy", "verdicts", "spectrum", "fluctuation", "lines", "contours", "eigen-plane"} <= stems
+        for stem in stems:
+            for ending in ("png", "pdf"):
+                assert (out / name / "figures" / f"{stem}.{ending}").stat().st_size > 1000
+        assert set(groups_in(out / name / "results.nc")) == set(SCHEMA)
+    assert {path.name.split("-")[0] for path in (out / "figures").iterdir()} == {"compare"}
+    assert list(tables) == ["sgd", "sam"]
+
+
+def test_results_are_valid_and_say_where_they_come_from(finished):
+    out, _, _, _ = finished
+    for name in RUN.optimizers:
+        for group, dataset in groups_in(out / name / "results.nc").items():
+            validate(group, dataset)
+            assert list(dataset.lane.values) == ["tail", "all"]
+            assert dataset.attrs["optimizer"] == name
+            assert dataset.attrs["preset"] == "quick"
+            assert len(dataset.attrs["checkpoint_sha256"]) == 64
+        accuracy = groups_in(out / name / "results.nc")["accuracy"]
+        history = pd.read_csv(out / name / "history.csv")
+        for lane in ("tail", "all"):
+            stored = float(accuracy.test_accuracy.sel(lane=lane))
+            assert stored == pytest.approx(history[f"test_accuracy/{lane}"].iloc[-1], abs=1e-12)
+
+
+def test_summaries_hold_a_row_per_lane_and_model(finished):
+    out, tables, _, _ = finished
+    joint = pd.read_csv(out / "summary.csv", index_col=["model", "lane"])
+    assert joint.index.tolist() == [(m, lane) for m in RUN.optimizers for lane in ("tail", "all")]
+    for name, table in tables.items():
+        single = pd.read_csv(out / name / "summary.csv", index_col="lane")
+        pd.testing.assert_frame_equal(single, table, check_dtype=False)
+        pd.testing.assert_frame_equal(joint.loc[name], single, check_dtype=False)
+
+
+def test_the_report_stands_alone_and_names_the_command(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert "landscape run --epochs 1" in page
+    for word in ("sgd", "sam", "digits-lt", "tail"):
+        assert word in page
+    assert "2 optimizers compared" in page
+
+
+def test_stages_are_announced_in_their_order_and_progress_reaches_its_total(finished):
+    _, _, said, ticks = finished
+    assert said[:4] == ["[1/2] sgd: training", "[1/2] sgd: analysing", "[2/2] sam: training", "[2/2] sam: analysing"]
+    assert all(0 < done <= total for done, total, _ in ticks)
+
+
+def test_a_rerun_of_the_main_job_computes_nothing(finished, monkeypatch, tmp_path):
+    out, tables, _, _ = finished
+    before = {path: path.read_bytes() for path in out.rglob("*.nc")}
+    monkeypatch.setattr(pipeline, "measure_everything", never)
+    monkeypatch.setattr("landscape.training.loop._run_epoch", never)
+    monkeypatch.setattr(pipeline.Drawing, "start", lambda self, out, files: None)
+    again = run_everything(RUN, out, command="again")
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(again[name], table, check_dtype=False)
+    assert {path: path.read_bytes() for path in out.rglob("*.nc")} == before
+
+
+def test_a_main_job_that_was_killed_while_measuring_goes_on_and_ends_the_same(finished, tiny, monkeypatch, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_everything(RUN, whole, command="whole")
+
+    def stop(done, total, text):
+        if "pair 2" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_everything(RUN, killed, command="killed", progress=stop)
+    assert names(killed) == ["sgd"]
+    assert len(names(killed / "sgd" / "journal")) >= 5
+    monkeypatch.setattr("landscape.spectrum.measure.measure_lane", never)
+    with pytest.raises(ComputedAgainError):  # sam's spectrum is not yet there; sgd's was
+        run_everything(RUN, killed, command="resumed")
+    assert names(killed / "sgd") == ONE_RUN
+    for name, dataset in groups_in(whole / "sgd" / "results.nc").items():
+        resumed = groups_in(killed / "sgd" / "results.nc")[name]
+        for volatile in ("analysis_seconds", "checkpoint_sha256"):
+            dataset.attrs.pop(volatile, None)
+            resumed.attrs.pop(volatile, None)
+        assert resumed.identical(dataset), name
+
+
+# ---- one checkpoint -----------------------------------------------------------------------------------------------
+
+
+def test_figures_of_one_checkpoint(checkpoint, tmp_path, tiny):
+    table = figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="landscape figures checkpoint")
+    assert names(tmp_path) == ["report.html", "results.nc", "summary.csv"]
+    assert tiny == [(tmp_path / "figures", {"sgd": tmp_path / "results.nc"})]
+    assert list(table.index) == ["tail", "all"]
+    assert table.test_accuracy.between(0, 1).all()
+    assert "landscape figures checkpoint" in (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_rerun_finds_the_results_and_writes_what_is_missing(checkpoint, analysis, tmp_path, tiny, monkeypatch):
+    shutil.copy(analysis / "results.nc", tmp_path)
+    monkeypatch.setattr(pipeline, "measure_everything", never)
+    first = figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="first")
+    assert names(tmp_path) == ["report.html", "results.nc", "summary.csv"]
+    (tmp_path / "report.html").unlink()
+    pd.testing.assert_frame_equal(figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="second"), first)
+    assert "second" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "spec"),
+    [
+        ({}, {"seed": 1}),
+        ({}, {"lanes": "head"}),
+        ({}, {"group_average": "classes"}),
+        ({}, {"max_per_class": 3}),
+        ({"max_per_class": 3}, {}),
+        ({"split": "test"}, {}),
+        ({"loss": "balanced-softmax"}, {}),
+        ({"params": "head"}, {}),
+        ({"dtype": "float64"}, {}),
+        ({"group_rule": "oltr"}, {}),
+        pytest.param({"imbalance_ratio": 5.0}, {}, marks=STALE),
+        pytest.param({"mean": (0.1,)}, {}, marks=STALE),
+        pytest.param({"std": (0.7,)}, {}, marks=STALE),
+    ],
+    ids=str,
+)
+def test_a_changed_setting_is_measured_anew(checkpoint, analysis, tmp_path, tiny, monkeypatch, source, spec):
+    shutil.copy(analysis / "results.nc", tmp_path)
+    monkeypatch.setattr(pipeline, "measure_everything", never)
+    with pytest.raises(ComputedAgainError):
+        figures(CheckpointSource(checkpoint, **source), tmp_path, replace(ANALYSIS, **spec), command="second")
+
+
+def test_a_changed_plan_or_version_is_measured_anew(checkpoint, analysis, tmp_path, tiny, monkeypatch):
+    shutil.copy(analysis / "results.nc", tmp_path)
+    monkeypatch.setattr(pipeline, "measure_everything", never)
+    changes = {"choose_plan": lambda preset: replace(TINY, line_points=7), "versions": lambda: "torch 9"}
+    for name, change in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, name, change)
+            with pytest.raises(ComputedAgainError):
+                figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="changed")
+    figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="neither")
+
+
+def test_other_weights_are_measured_anew(analysis, tmp_path, tiny, monkeypatch):
+    shutil.copy(analysis / "results.nc", tmp_path)
+    monkeypatch.setattr(pipeline, "measure_everything", never)
+    with pytest.raises(ComputedAgainError):
+        figures(CheckpointSource(train(replace(TRAIN, seed=1), tmp_path / "x")), tmp_path, ANALYSIS, command="second")
+
+
+def test_a_damaged_results_file_is_measured_anew(checkpoint, analysis, tmp_path, tiny):
+    content = (analysis / "results.nc").read_bytes()
+    (tmp_path / "results.nc").write_bytes(content[: len(content) // 2])
+    figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="second")
+    for name, dataset in groups_in(tmp_path / "results.nc").items():
+        expected = groups_in(analysis / "results.nc")[name]
+        for one in (dataset, expected):
+            one.attrs.pop("analysis_seconds", None)
+        assert dataset.identical(expected), name
+
+
+def test_the_test_accuracy_is_of_all_test_images_whatever_the_cap(checkpoint, tmp_path, tiny):
+    spec = replace(ANALYSIS, max_per_class=3)
+    table = figures(CheckpointSource(checkpoint), tmp_path, spec, command="capped")
+    accuracy = groups_in(tmp_path / "results.nc")["accuracy"]
+    assert int(accuracy.num_examples.sel(lane="all")) == 30
+    assert int(accuracy.test_num_examples.sel(lane="all")) > 300
+    history = pd.read_csv(checkpoint.parent / "history.csv")
+    assert table.test_accuracy["all"] == pytest.approx(history["test_accuracy/all"].iloc[-1], abs=1e-12)
+
+
+# ---- failures -----------------------------------------------------------------------------------------------------
+
+
+def fail_for(optimizer):
+    def training(spec, out, **options):
+        if spec.optimizer == optimizer:
+            raise LandscapeError("training diverged in epoch 1 of 1: lower the learning rate")
+        return train(spec, out, **options)
+
+    return training
+
+
+@pytest.mark.parametrize("failing", RUN.optimizers)
+def test_one_failing_optimizer_leaves_the_other_and_appears_as_a_warning(tmp_path, tiny, monkeypatch, caplog, failing):
+    monkeypatch.setattr(pipeline, "train", fail_for(failing))
+    with caplog.at_level(logging.WARNING, "landscape.pipeline"):
+        tables = run_everything(RUN, tmp_path, command="run")
+    (left,) = tables
+    assert {left, failing} == set(RUN.optimizers)
+    assert f"{failing} failed: training diverged" in caplog.text
+    assert f"{failing}: training diverged in epoch 1 of 1" in (tmp_path / "report.html").read_text()
+    assert names(tmp_path) == sorted(["report.html", "summary.csv", left])
+    assert tiny == [(tmp_path / left / "figures", {left: tmp_path / left / "results.nc"})]
+
+
+def test_a_learning_rate_that_diverges_is_such_a_failure(tmp_path, tiny, monkeypatch):
+    spec = replace(RUN, train=replace(TRAIN, lr=1e30))
+    with pytest.raises(LandscapeError, match="no optimizer succeeded; sgd: training diverged"):
+        run_everything(spec, tmp_path, command="run")
+
+
+def test_the_only_optimizer_fails_with_its_own_error(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "train", fail_for("sgd"))
+    with pytest.raises(LandscapeError, match=r"^training diverged in epoch 1 of 1"):
+        run_everything(replace(RUN, optimizers=("sgd",)), tmp_path, command="run")
+
+
+def test_a_programming_error_is_not_swallowed(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "train", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_everything(RUN, tmp_path, command="run")
+
+
+def test_a_drawing_that_fails_is_an_error_that_says_where(tmp_path):
+    with (
+        pytest.raises(LandscapeError, match=r"drawing the figures in .*out failed: .*no results file at"),
+        pipeline.Drawing() as drawing,
+    ):
+        drawing.start(tmp_path / "out", {"sgd": tmp_path / "none.nc"})
+
+
+@pytest.mark.xfail(strict=True, reason="the command of a drawing process splits NAME=PATH at the last equals sign")
+def test_a_folder_may_have_an_equals_sign_in_its_name(finished, tmp_path):
+    path = save_results(
+        {"accuracy": groups_in(finished[0] / "sgd" / "results.nc")["accuracy"]}, tmp_path / "lr=1" / "r.nc"
+    )
+    with pipeline.Drawing() as drawing:
+        drawing.start(tmp_path / "out", {"sgd": path})
+    assert (tmp_path / "out" / "accuracy.png").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="the first failure leaves the other drawing processes running")
+def test_a_drawing_that_fails_stops_the_others(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.PIPE)
+    try:
+        drawing = pipeline.Drawing()
+        drawing.start(tmp_path / "out", {"sgd": tmp_path / "none.nc"})
+        drawing._jobs.append(("other", other))
+        with pytest.raises(LandscapeError, match="failed"):
+            drawing.__exit__(None, None, None)
+        assert other.poll() is not None
+    finally:
+        other.kill()
+        other.communicate()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizers": ()}, "--optimizers: expected at least one name"),
+        ({"optimizers": ("sgd", "sgd")}, "--optimizers: each name once, got sgd,sgd"),
+        ({"optimizers": ("sgd", "smm")}, "unknown optimizer 'smm': did you mean 'sam'"),
+        ({"split": "validation"}, "unknown split 'validation'"),
+        ({"objective": "cee"}, "unknown loss 'cee': did you mean 'ce'"),
+    ],
+)
+def test_bad_runs_are_refused_before_anything_starts(given, message):
+    with pytest.raises(LandscapeError, match=message):
+        replace(RUN, **given)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(LandscapeError, match="unknown preset 'fast'"):
+        AnalysisSpec(preset="fast")
+
+
+def test_the_estimate_of_a_run_names_its_stages():
+    stages = estimate_run(RUN)
+    assert list(stages) == ["training with sgd", "training with sam", "analysis, 2 times"]
+    assert all(seconds > 0 for seconds, _ in stages.values())
+
+
+# ---- comparisons --------------------------------------------------------------------------------------------------
+
+
+def test_compare_two_folders_or_the_folder_of_a_main_job(finished, tmp_path, tiny):
+    run = finished[0]
+    table = compare([run / "sgd", run / "sam"], tmp_path / "two", command="landscape compare sgd sam")
+    whole = compare([run], tmp_path / "whole", command="landscape compare run")
+    assert names(tmp_path / "two") == ["report.html", "summary.csv"]
+    assert [out for out, _ in tiny] == [tmp_path / "two" / "figures", tmp_path / "whole" / "figures"]
+    assert table.index.get_level_values("model").unique().tolist() == ["sgd", "sam"]
+    pd.testing.assert_frame_equal(whole.loc[["sgd", "sam"]], table)
+    page = (tmp_path / "two" / "report.html").read_text()
+    assert "2 checkpoints compared" in page
+    assert "landscape compare sgd sam" in page
+
+
+def copied(folder, out, change):
+    """Copy an analysis with its datasets changed."""
+    out.mkdir(parents=True)
+    save_results(
+        {name: change(dataset) for name, dataset in groups_in(folder / "results.nc").items()}, out / "results.nc"
+    )
+    return out
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_parents(finished, tmp_path, tiny):
+    other = copied(finished[0] / "sgd", tmp_path / "b" / "sgd", lambda dataset: dataset)
+    first = copied(finished[0] / "sgd", tmp_path / "a" / "sgd", lambda dataset: dataset)
+    table = compare([first, other], tmp_path / "out", command="compare")
+    assert table.index.get_level_values("model").unique().tolist() == ["a/sgd", "b/sgd"]
+
+
+def test_lanes_that_differ_cannot_be_compared(finished, tmp_path, tiny):
+    run = finished[0]
+    other = copied(run / "sam", tmp_path / "other", lambda dataset: dataset.isel(lane=[0]))
+    with pytest.raises(LandscapeError, match="cannot compare sgd with other: their lanes differ"):
+        compare([run / "sgd", other], tmp_path / "out", command="compare")
+    assert not (tmp_path / "out" / "summary.csv").exists()
+
+
+def test_settings_that_differ_are_warned_about(finished, tmp_path, tiny):
+    run = finished[0]
+    other = copied(run / "sam", tmp_path / "other", lambda dataset: dataset.assign_attrs(split="test"))
+    compare([run / "sgd", other], tmp_path / "out", command="compare")
+    assert "sgd and other differ in split: train against test" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.xfail(strict=True, reason="the same folder twice becomes one entry without a word")
+def test_a_folder_is_not_compared_with_itself(finished, tmp_path, tiny):
+    with pytest.raises(LandscapeError):
+        compare([finished[0] / "sgd", finished[0] / "sgd"], tmp_path / "out", command="compare")
+
+
+def test_compare_needs_two_analyses(finished, tmp_path, tiny):
+    run = finished[0]
+    with pytest.raises(LandscapeError, match="at least two analysed checkpoints, got 1"):
+        compare([run / "sgd"], tmp_path / "out", command="compare")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LandscapeError, match=r"no results.nc in .*empty or the folders in it: run 'landscape figures'"):
+        compare([run / "sgd", tmp_path / "empty"], tmp_path / "out", command="compare")
+    with pytest.raises(LandscapeError, match=r"no results.nc in .*none"):
+        compare([run / "sgd", tmp_path / "none"], tmp_path / "out", command="compare")
+
+
+def test_the_journal_of_a_finished_analysis_is_gone(finished):
+    assert not list(finished[0].rglob("journal"))
+    assert not list(finished[0].rglob("*.partial"))
