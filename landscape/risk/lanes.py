@@ -53,7 +53,9 @@ def require_members(groups: Mapping[str, Sequence[int]], num_classes: int) -> No
     for name, members in groups.items():
         for c in members:
             if not 0 <= c < num_classes:
-                raise LandscapeError(f"group '{name}': class {c} does not exist, classes run from 0 to {num_classes - 1}")
+                raise LandscapeError(
+                    f"group '{name}': class {c} does not exist, classes run from 0 to {num_classes - 1}"
+                )
 
 
 def _pooled(members: Sequence[int], counts: Tensor, average: GroupAverage) -> Tensor:

@@ -90,7 +90,9 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
                 f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) outweighs the slope "
                 f"beyond radius {e.crossover_radius:.2g}, and the loss stays quadratic up to {e.quadratic_radius:.2g}"
             )
-        reach = f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
+        reach = (
+            f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
+        )
         return "slope", (
             f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max), but the gradient "
             f"{e.gradient_norm:.2g} outweighs it up to radius {e.crossover_radius:.2g}, and the loss {reach}"

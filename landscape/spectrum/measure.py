@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
-import torch
 import xarray as xr
 
 from landscape.randomness import stream
@@ -75,6 +74,7 @@ def measure_spectrum(
 
     Examples
     --------
+    >>> import torch
     >>> from landscape import AnalyticRisk
     >>> saddle = AnalyticRisk(lambda x: (x[0] ** 2 - x[1] ** 2)[None], torch.zeros(2, dtype=torch.float64))
     >>> result = measure_spectrum(saddle, "all")
@@ -147,8 +147,6 @@ def extreme_directions(
 
     The same start vector as in :func:`measure_spectrum` with the same seed, hence the same vectors.
     """
-    chosen = choose_lanes(
-        lane, class_names=risk.class_names, class_counts=risk.class_counts, groups=risk.groups
-    )
+    chosen = choose_lanes(lane, class_names=risk.class_names, class_counts=risk.class_counts, groups=risk.groups)
     generator = stream(seed, f"spectrum/{chosen.names[0]}/extremes")
     return find_extremes(risk, chosen.weights[0], options or SpectrumOptions(), generator)
