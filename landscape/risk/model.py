@@ -19,6 +19,7 @@ from landscape.models import NormedLinear, find_head
 from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import has_running_statistics, recalibrate
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
+from landscape.risk.intake import count_outputs, private_copy, require_finite
 from landscape.risk.lanes import require_members
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
@@ -106,7 +107,7 @@ class ModelRisk:
         chunk_size: int | None = None,
         attributes: Mapping[str, object] | None = None,
     ) -> None:
-        own = _private_copy(model)
+        own = private_copy(model)
         first = next(own.parameters(), None)
         if first is None:
             raise LandscapeError("the model has no parameters: there is no weight space to study")
@@ -118,10 +119,10 @@ class ModelRisk:
             )
         self.device = torch.device(device) if device is not None else first.device
         self._model = own.to(device=self.device, dtype=self.dtype)
-        _require_finite(self._model)
+        require_finite(self._model)
         inputs, labels = read_examples(data)
         with random_states_kept(self.device):
-            num_outputs = _count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
+            num_outputs = count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self._set_classes(num_outputs, class_names, groups)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
@@ -422,41 +423,3 @@ class ModelRisk:
             yield product
         finally:
             kept.clear()
-
-
-def _private_copy(model: nn.Module) -> nn.Module:
-    inner: Any = model
-    while True:
-        if hasattr(inner, "_orig_mod"):  # torch.compile: no double backward through it
-            inner = inner._orig_mod
-        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = inner.module
-        else:
-            break
-    return copy.deepcopy(inner).eval().requires_grad_(False)
-
-
-def _require_finite(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise LandscapeError(
-                f"the weights are not finite: '{name}' holds {bad} NaN or infinite entries of {tensor.numel()}; "
-                "the training diverged or the file is damaged"
-            )
-
-
-@torch.no_grad()
-def _count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> int:
-    inputs = as_model_inputs(stored, transform, dtype)
-    try:
-        logits = model(inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first_line = str(error).splitlines()[0]
-        raise LandscapeError(
-            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")
-    return logits.shape[1]

@@ -154,7 +154,8 @@ def find_extremes(risk: ClassRisk, row: Tensor, options: SpectrumOptions, genera
     values = (ends.double() * products.double()).sum(1)
     residuals = torch.linalg.vector_norm(products.double() - values[:, None] * ends.double(), dim=1)
     norm = float(np.abs(ritz.values).max())
-    noise = max(_rounding(risk, weights, ends, products), NOISE_EPS * eps * norm)
+    rounding, num_checks = _rounding(risk, weights, ends, products)
+    noise = max(rounding, NOISE_EPS * eps * norm)
     converged = ritz.residuals <= DEFLATION_TOLERANCE * norm
     return Extremes(
         lambda_min=float(values[0]),
@@ -167,13 +168,13 @@ def find_extremes(risk: ClassRisk, row: Tensor, options: SpectrumOptions, genera
         atoms=run.vectors(0, ritz.coordinates[:, converged]),
         atom_values=ritz.values[converged],
         num_steps=run.num_steps,
-        num_hvps=run.num_steps + 4,
+        num_hvps=run.num_steps + len(ends) + num_checks,
         is_exhausted=ritz.is_exhausted,
     )
 
 
-def _rounding(risk: ClassRisk, weights: Tensor, ends: Tensor, products: Tensor) -> float:
-    """Return the larger |H v - H' v| of both ends, with H' in float64, or (in float64) cut into other chunks."""
+def _rounding(risk: ClassRisk, weights: Tensor, ends: Tensor, products: Tensor) -> tuple[float, int]:
+    """Return the larger |H v - H' v| of both ends, H' in float64 or (in float64) cut into other chunks, and its cost."""
     exact = risk.in_float64()
     if exact is not risk:
         with exact.hessian(exact.theta, weights) as product:
@@ -183,8 +184,8 @@ def _rounding(risk: ClassRisk, weights: Tensor, ends: Tensor, products: Tensor) 
         with risk.hessian(risk.theta, weights, chunk_size=chunk) as product:  # type: ignore[call-arg]
             other = product(ends[None])[0]
     else:
-        return 0.0
-    return float(torch.linalg.vector_norm(other.double() - products.double(), dim=1).max())
+        return 0.0, 0
+    return float(torch.linalg.vector_norm(other.double() - products.double(), dim=1).max()), len(ends)
 
 
 def sample_density(

@@ -1,0 +1,53 @@
+"""What a network must be before it is studied: unwrapped, finite, and a map from inputs to logits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import LandscapeError
+from landscape.risk.examples import Transform, as_model_inputs
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a frozen copy in evaluation mode, with compiled and data-parallel wrappers taken off."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):  # torch.compile: no double backward through it
+            inner = inner._orig_mod
+        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        else:
+            break
+    return copy.deepcopy(inner).eval().requires_grad_(False)
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise LandscapeError that names the first weight or buffer that is not finite."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise LandscapeError(
+                f"the weights are not finite: '{name}' holds {bad} NaN or infinite entries of {tensor.numel()}; "
+                "the training diverged or the file is damaged"
+            )
+
+
+@torch.no_grad()
+def count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> int:
+    """Return the number of logits of one stored input; LandscapeError if the model does not take it or return logits."""
+    inputs = as_model_inputs(stored, transform, dtype)
+    try:
+        logits = model(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first_line = str(error).splitlines()[0]
+        raise LandscapeError(
+            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")
+    return logits.shape[1]
