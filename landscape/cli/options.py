@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, unknown_name
 
 if TYPE_CHECKING:
     from landscape.loading import CheckpointSource
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 DATA = "Data"
 MODEL = "Model and training"
 ANALYSIS = "Analysis"
+DEVICES = ("auto", "cpu", "cuda")
+GROUP_AVERAGES = ("examples", "classes")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Checkpoint = Annotated[
@@ -27,8 +30,21 @@ Checkpoint = Annotated[
 ]
 
 
-def _option(flag: str, text: str, panel: str | None = None) -> Any:
-    return typer.Option(flag, help=text, rich_help_panel=panel)
+def _option(flag: str, text: str, panel: str | None = None, check: Callable[[Any], Any] | None = None) -> Any:
+    return typer.Option(flag, help=text, rich_help_panel=panel, callback=check)
+
+
+def _known_device(name: str) -> str:
+    """Return the name of a device that exists somewhere; whether it exists here is found out when it is used."""
+    if name.partition(":")[0] not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
+    return name
+
+
+def _finite_ratio(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise LandscapeError(f"--imbalance-ratio: expected a finite number, at least 1, got {value}")
+    return value
 
 
 def data_options(
@@ -39,7 +55,8 @@ def data_options(
         Path | None, _option("--data-dir", "Folder of the official files, or the .npz file.", DATA)
     ] = None,
     imbalance_ratio: Annotated[
-        float | None, _option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA)
+        float | None,
+        _option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, _finite_ratio),
     ] = None,
     group_rule: Annotated[str | None, _option("--group-rule", "Rule for head, medium and tail.", DATA)] = None,
     mean: Annotated[str | None, _option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
@@ -48,7 +65,7 @@ def data_options(
         str | None, _option("--model", "mlp, convnet, resnet20, resnet32, resnet44, resnet56 or resnet110.", MODEL)
     ] = None,
     head: Annotated[str | None, _option("--head", "linear or cosine.", MODEL)] = None,
-    device: Annotated[str, _option("--device", "auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, _option("--device", "auto, cpu or cuda.", check=_known_device)] = "auto",
     as_json: Annotated[bool, _option("--json", "Print machine-readable output.")] = False,
 ) -> None:
     """Options of every command that reads data."""
@@ -143,11 +160,12 @@ def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise LandscapeError(
-            f"{option}: expected comma-separated numbers such as 0.49,0.48,0.45, got '{text}'"
-        ) from None
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise LandscapeError(f"{option}: expected comma-separated finite numbers such as 0.49,0.48,0.45, got '{text}'")
+    return numbers
 
 
 def parse_names(text: str, option: str) -> tuple[str, ...]:
@@ -165,7 +183,10 @@ def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise LandscapeError(f"{option}: expected NAME=VALUE such as rho=0.1, got '{pair}'")
-        settings[key.strip().replace("-", "_")] = _number(value.strip())
+        number = _number(value.strip())
+        if isinstance(number, float) and not math.isfinite(number):
+            raise LandscapeError(f"{option}: expected a finite number, got '{pair}'")
+        settings[key.strip().replace("-", "_")] = number
     return settings
 
 
@@ -199,6 +220,10 @@ def analysis_spec(given: dict[str, Any]) -> AnalysisSpec:
     """Return the analysis that the options describe."""
     from landscape.pipeline import AnalysisSpec
 
+    if given["group_average"] not in GROUP_AVERAGES:
+        raise unknown_name("group average", given["group_average"], GROUP_AVERAGES)
+    if given["max_per_class"] is not None and given["max_per_class"] < 1:
+        raise LandscapeError(f"--max-per-class: expected at least 1, got {given['max_per_class']}")
     return AnalysisSpec(**{name: given[name] for name in ("preset", "lanes", "group_average", "seed", "max_per_class")})
 
 
