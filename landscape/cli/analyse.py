@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.cli import options as opt
-from landscape.cli.app import app, command_line, require_writable
+from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.terminal import ProgressLine, print_json, say, show_estimate, show_table, with_error
 from landscape.cli.train import show_verdicts
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +84,8 @@ def figures(checkpoint: opt.Checkpoint, out: opt.Out, *, given: dict[str, Any]) 
     if given["dry_run"]:
         _estimate(source, spec, given["as_json"])
         return
-    require_writable(out, is_file=False)
-    table = make_figures(source, out, spec, command=command_line(), progress=ProgressLine())
+    with writing_to(out, is_file=False, parts=["journal"]):
+        table = make_figures(source, out, spec, command=command_line(), progress=ProgressLine())
     _show_summary(table, given["as_json"])
     if not given["as_json"]:
         say(f"report: {out / REPORT}")
@@ -190,7 +190,8 @@ def perturb(
     if dataset is None:
         return
     if given["as_json"]:
-        print_json(dataset[["mean_increase", "mean_increase_stderr", "worst_case_increase"]].to_dict()["data_vars"])
+        values = dataset[["mean_increase", "mean_increase_stderr", "worst_case_increase"]].to_dict()["data_vars"]
+        print_json({**{name: dataset[name].values for name in ("lane", "radius", "rho")}, **values})
         return
     columns = {"lane": [str(name) for name in dataset.lane.values], "n": [str(n) for n in dataset.num_examples.values]}
     for radius in dataset.radius.values:
@@ -238,11 +239,13 @@ def surface(
     from landscape.surface import KINDS, measure_surface
 
     if kind not in KINDS:
-        from landscape.errors import unknown_name
-
         raise unknown_name("kind of surface", kind, KINDS)
-    alphas = parse_range(x, "--x") if x else None
-    betas = parse_range(y, "--y") if y else None
+    alphas = parse_range(x, "--x") if x is not None else None
+    betas = parse_range(y, "--y") if y is not None else None
+    if y is not None and kind == "line":
+        raise LandscapeError(f"--y {y}: a line has one axis; leave it out, or choose --kind plane")
+    if num_pairs is not None and (num_pairs < 1 or directions != "random"):
+        raise LandscapeError(f"--num-pairs {num_pairs}: expected at least 1, and --directions random, got {directions}")
     source = opt.checkpoint_source(checkpoint, given)
 
     def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
@@ -264,7 +267,8 @@ def surface(
 
     recipe = {"kind": kind, "directions": directions, "x": x, "y": y, "pairs": num_pairs, "batchnorm": batchnorm}
     group = "surface_line" if kind == "line" else "surface"
-    dataset = _measure(group, checkpoint, out, given, measure, recipe)
+    other = [] if directions == "random" or directions.startswith("eigen:") else [Path(directions)]
+    dataset = _measure(group, checkpoint, out, given, measure, recipe, inputs=other)
     if dataset is None:
         return
     lowest, highest = dataset.loss.min(("pair", "alpha", *(["beta"] if kind == "plane" else []))), dataset.loss.max()
@@ -291,6 +295,8 @@ def _directions(
         ends = extreme_directions(risk, lane, seed=given["seed"])
         labels = [f"along v_min of {lane}", f"along v_max of {lane}"]
         return ([ends.v_min], labels[:1]) if kind == "line" else ([ends.v_min, ends.v_max], labels)
+    if not Path(text).exists():
+        raise unknown_name("--directions (or no such checkpoint)", text, ("random", "eigen:LANE", "CKPT"))
     if kind != "line":
         raise LandscapeError(f"--directions {text}: the way to another checkpoint is a line; add --kind line")
     options = {key: value for key, value in asdict(source).items() if key != "path"}
@@ -305,6 +311,8 @@ def _measure(
     given: dict[str, Any],
     measure: Callable[[Prepared, Any, dict[str, Any]], xr.Dataset],
     recipe: dict[str, Any],
+    *,
+    inputs: Sequence[Path] = (),
 ) -> xr.Dataset | None:
     """Run one measurement with a journal beside OUT and write OUT; None after a dry run."""
     from landscape.pipeline import prepare
@@ -314,15 +322,16 @@ def _measure(
     if given["dry_run"]:
         _estimate(source, spec, given["as_json"])
         return None
-    require_writable(out, is_file=True)
-    ready = prepare(source, spec)
-    whole = {**ready.risk.attributes, "spec": asdict(spec), "plan": asdict(ready.plan), **recipe}
-    journal = Journal(out.with_name(f"{out.name}.journal"), whole)
-    shared = {"seed": spec.seed, "group_average": spec.group_average, "journal": journal, "progress": ProgressLine()}
-    dataset = measure(ready, spec.lanes, shared)
-    save_results({group: dataset}, out)
-    journal.clear()
-    return dataset
+    folder = out.with_name(f"{out.name}.journal")
+    with writing_to(out, is_file=True, inputs=[checkpoint, *inputs], parts=[folder.name]):
+        ready = prepare(source, spec)
+        whole = {**ready.risk.attributes, "spec": asdict(spec), "plan": asdict(ready.plan), **recipe}
+        journal = Journal(folder, whole)
+        kept = {"seed": spec.seed, "group_average": spec.group_average, "journal": journal}
+        dataset = measure(ready, spec.lanes, {**kept, "progress": ProgressLine()})
+        save_results({group: dataset}, out)
+        journal.clear()
+        return dataset
 
 
 @app.command()
@@ -337,8 +346,8 @@ def compare(
     from landscape.pipeline import REPORT
     from landscape.pipeline import compare as compare_folders
 
-    require_writable(out, is_file=False)
-    table = compare_folders(folders, out, command=command_line())
+    with writing_to(out, is_file=False, inputs=folders):
+        table = compare_folders(folders, out, command=command_line())
     if as_json:
         print_json(table.reset_index().to_dict("records"))
         return

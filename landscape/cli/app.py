@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,13 +44,34 @@ def command_line() -> str:
     return shlex.join(["landscape", *sys.argv[1:]])
 
 
-def require_writable(out: Path, *, is_file: bool) -> None:
-    """Fail before the work, not after it, where the result could not be written."""
-    from landscape.results import writing_atomically
+@contextlib.contextmanager
+def writing_to(out: Path, *, is_file: bool, inputs: Sequence[Path] = (), parts: Sequence[str] = ()) -> Iterator[None]:
+    """Fail before the work where the result could not be written; after bad input, take away the empty folders made.
 
+    ``inputs`` must not be written over; ``parts`` are the folders in ``out`` that the work may make.
+    """
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            what = "the folder of a result" if path.is_dir() else "the checkpoint"
+            raise LandscapeError(f"--out {out}: that is {what} to be read; choose another name")
     if is_file and out.is_dir():
         raise LandscapeError(f"--out {out}: expected a file name such as {out / 'result.nc'}, got a folder")
     folder = out.parent if is_file else out
+    made = [*(folder / part for part in parts), folder, *folder.parents]
+    made = [path for path in made if not path.exists()]
+    _require_writable(folder, out)
+    try:
+        yield
+    except LandscapeError:
+        for path in made:  # the inner ones come first
+            with contextlib.suppress(OSError):  # never made, or it holds finished work
+                path.rmdir()
+        raise
+
+
+def _require_writable(folder: Path, out: Path) -> None:
+    from landscape.results import writing_atomically
+
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)

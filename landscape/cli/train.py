@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.cli import options as opt
-from landscape.cli.app import app, command_line, require_writable
+from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.terminal import ProgressLine, note, print_json, say, show_estimate, show_table, with_error
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from landscape.pipeline import RunSpec
 
 ALL_OPTIMIZERS = "sgd,sam,asam,imbsam,ccsam,ssesam,gnm"
 GROUP_LANES = ("head", "medium", "tail", "all")
@@ -45,13 +47,31 @@ def run(
     if given["dry_run"]:
         show_estimate(estimate_run(spec), as_json=given["as_json"])
         return
-    require_writable(out, is_file=False)
-    tables = run_everything(spec, out, command=command_line(), announce=note, progress=ProgressLine())
+    parts = [part for name in spec.optimizers for part in (f"{name}/journal", name)]
+    with writing_to(out, is_file=False, parts=parts):
+        _require_lanes(spec)
+        tables = run_everything(spec, out, command=command_line(), announce=note, progress=ProgressLine())
     if given["as_json"]:
         print_json({name: table.reset_index().to_dict("records") for name, table in tables.items()})
         return
     show_verdicts(tables)
     say(f"report: {out / REPORT}")
+
+
+def _require_lanes(spec: RunSpec) -> None:
+    """Fail before the training where the data cannot be read or do not have the lanes, not after it."""
+    import torch
+
+    from landscape.risk import choose_lanes
+
+    data = spec.train.load_data()
+    split = data.train if spec.split == "train" else data.test
+    choose_lanes(
+        spec.analysis.lanes,
+        class_names=data.class_names,
+        class_counts=torch.tensor(split.counts(data.num_classes)),
+        groups=data.groups.members,
+    )
 
 
 def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
@@ -108,7 +128,8 @@ def train(
             {f"training with {optimizer}": estimate_training(spec, device=given["device"])}, as_json=given["as_json"]
         )
         return
-    path = train_model(spec, out, device=given["device"], resume=resume, progress=ProgressLine())
+    with writing_to(out, is_file=False):
+        path = train_model(spec, out, device=given["device"], resume=resume, progress=ProgressLine())
     import pandas as pd
 
     last = pd.read_csv(out / "history.csv").iloc[-1]
