@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,14 @@ from landscape.training import resolve_device
 CALIBRATION_EXAMPLES = 2000
 
 SplitName = Literal["train", "test"]
+
+# What a checkpoint's record may hold where it is used, and the arguments of load_dataset in it.
+RECORD_TYPES: dict[str, type] = {"model": str, "head": str, "loss": str, "loss_options": dict}
+RECIPE_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "data_dir", "profile", "selection", "group_rule"), str),
+    "imbalance_ratio": (int, float),
+    **dict.fromkeys(("mean", "std"), list),
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
     """
     checkpoint = read_checkpoint(source.path)
     spec = checkpoint.spec or {}
+    _require_types(source, spec, RECORD_TYPES)
     dataset = _load_data(source, spec)
     model = _build(source, checkpoint, spec, dataset)
     load_weights(model, checkpoint)
@@ -99,8 +108,10 @@ def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
 
 
 def _load_data(source: CheckpointSource, spec: dict[str, Any]) -> Dataset:
-    recipe = dict(spec.get("data") or {})
-    if source.dataset is not None and source.dataset != recipe.get("name"):
+    recorded = spec.get("data")
+    if source.dataset is None or (isinstance(recorded, dict) and recorded.get("name") == source.dataset):
+        recipe = _recorded_recipe(source, spec)
+    else:
         recipe = {"name": source.dataset}
     if not recipe:
         raise LandscapeError(
@@ -110,7 +121,28 @@ def _load_data(source: CheckpointSource, spec: dict[str, Any]) -> Dataset:
         value = getattr(source, key)
         if value is not None:
             recipe[key] = str(value) if key == "data_dir" else value
+    folder = recipe.get("data_dir")
+    if folder is not None and source.data_dir is None and not Path(folder).exists():
+        raise LandscapeError(f"the data of {source.path} are no longer at {folder}: name their place with --data-dir")
     return load_dataset(**recipe)
+
+
+def _recorded_recipe(source: CheckpointSource, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the recorded arguments of ``load_dataset``, after checking them: anyone may have edited the file."""
+    recipe = spec.get("data") or {}
+    _require_types(source, {"data": recipe}, {"data": dict})
+    _require_types(source, recipe, RECIPE_TYPES)
+    unknown = [name for name in recipe if name not in RECIPE_TYPES]
+    if unknown or (recipe and not recipe.get("name")):
+        what = f"entry '{unknown[0]}' is unknown" if unknown else "'name' is missing"
+        raise LandscapeError(f"{source.path}: its record of the data cannot be used, {what}: name them with --dataset")
+    return dict(recipe)
+
+
+def _require_types(source: CheckpointSource, record: dict[str, Any], types: Mapping[str, Any]) -> None:
+    for name, value in record.items():
+        if value is not None and not isinstance(value, types.get(name, object)):
+            raise LandscapeError(f"{source.path}: its record cannot be used, '{name}' is {value!r}")
 
 
 def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any], dataset: Dataset) -> nn.Module:
@@ -121,12 +153,11 @@ def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any
             f"{source.path} does not record its model: name it with --model, for example --model resnet32"
         )
     head: Any = source.head or spec.get("head") or (guess.head if guess else "linear")
-    images = dataset.test.images
     return build_model(
         name,
         num_classes=dataset.num_classes,
-        in_channels=images.shape[1],
-        image_size=images.shape[2],
+        in_channels=dataset.test.images.shape[1],
+        image_size=dataset.image_size,
         head=head,
     )
 

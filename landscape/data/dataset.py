@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from landscape.errors import LandscapeError
+
 Augmentation = Literal["none", "shift", "crop-flip"]
 
 
@@ -102,6 +104,16 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes C."""
         return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images; LandscapeError unless they are square, as the networks expect."""
+        height, width = self.train.images.shape[2:]
+        if height != width:
+            raise LandscapeError(
+                f"images of {height} x {width} pixels: the networks expect square ones, crop or pad them"
+            )
+        return int(height)
 
     @property
     def train_counts(self) -> tuple[int, ...]:

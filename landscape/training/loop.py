@@ -165,12 +165,11 @@ def train(
 def build_run(spec: TrainSpec, device: torch.device) -> Run:
     """Build everything that a run needs from its specification, at epoch 0."""
     dataset = spec.load_data()
-    _, in_channels, height, _ = dataset.train.images.shape
     model = build_model(
         spec.model,
         num_classes=dataset.num_classes,
-        in_channels=in_channels,
-        image_size=height,
+        in_channels=dataset.train.images.shape[1],
+        image_size=dataset.image_size,
         head=spec.resolved_head,
         seed=spec.seed,
     ).to(device)
