@@ -5,9 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +24,7 @@ from landscape.diagnosis import (
     measure_everything,
     summarise,
 )
+from landscape.drawing import Drawing
 from landscape.errors import LandscapeError
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, load_checkpoint, risk_of
 from landscape.report import write_report
@@ -43,9 +41,6 @@ RESULTS = "results.nc"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
 FIGURES = "figures"
-
-# Processes that draw at the same time, beside the one that computes.
-MAX_DRAWING = max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
 @dataclass(frozen=True)
@@ -172,45 +167,6 @@ def _add_test_accuracy(accuracy: xr.Dataset, prepared: Prepared, spec: AnalysisS
     test = measure_accuracy(risk_of(prepared.loaded, source), spec.lanes, group_average=spec.group_average)
     for name in ("accuracy", "accuracy_stderr", "loss", "num_examples"):
         accuracy[f"test_{name}"] = ("lane", test[name].values)
-
-
-class Drawing:
-    """Figures being drawn from results files by processes of their own, while this one computes.
-
-    A context manager: leaving it waits for them, and stops them if an error is under way.
-    """
-
-    def __init__(self) -> None:
-        self._jobs: list[tuple[str, subprocess.Popen[bytes]]] = []
-
-    def start(self, out: str | Path, files: Mapping[str, Path]) -> None:
-        """Draw ``files`` {name: results file} into the folder ``out``."""
-        while sum(job.poll() is None for _, job in self._jobs) >= MAX_DRAWING:
-            time.sleep(0.05)
-        named = [f"{name}={path}" for name, path in files.items()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "landscape.figures", str(out), *named]
-        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-        self._jobs.append((str(out), job))
-
-    def wait(self) -> None:
-        """Wait for all figures; LandscapeError with the last line of what a failed process said."""
-        for out, job in self._jobs:
-            _, said = job.communicate()
-            if job.returncode:
-                last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it was killed"]
-                raise LandscapeError(f"drawing the figures in {out} failed: {last[0]}")
-
-    def __enter__(self) -> Drawing:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.wait()
-        for _, job in self._jobs:
-            if job.poll() is None:
-                job.kill()
-                job.communicate()
 
 
 def write_summary(groups: Mapping[str, xr.Dataset], out: str | Path) -> pd.DataFrame:
