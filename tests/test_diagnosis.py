@@ -283,6 +283,18 @@ def test_a_summary_needs_a_spectrum_and_does_without_the_rest():
     assert "accuracy" not in table
 
 
+def test_a_summary_shows_the_measured_numbers_under_their_names():
+    groups = measure_everything(saddle(), plan=SMALL)
+    table = summarise(groups)
+    for name in set(table.columns) & set(groups["spectrum"].data_vars):
+        np.testing.assert_array_equal(table[name], groups["spectrum"][name])
+    middle = groups["perturbation"].sel(radius=float(table.mean_increase_radius.iloc[0]))
+    for name in ("mean_increase", "mean_increase_stderr"):
+        np.testing.assert_array_equal(table[name], middle[name])
+    np.testing.assert_array_equal(table.worst_case_increase, groups["perturbation"].worst_case_increase[:, 0])
+    assert (table.worst_case_rho == 0.05).all()
+
+
 def test_a_summary_without_a_worst_case():
     plan = replace(SMALL, perturbation=PerturbationOptions(num_draws=4, rhos=(), sigmas=()))
     groups = measure_everything(saddle(), "all", plan=plan)
