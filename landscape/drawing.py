@@ -28,7 +28,7 @@ class Drawing:
         """Draw ``files`` {name: results file} into the folder ``out``."""
         while sum(job.poll() is None for _, job in self._jobs) >= MAX_DRAWING:
             time.sleep(0.05)
-        named = [f"{name}={path}" for name, path in files.items()]
+        named = [text for name, path in files.items() for text in (name, str(path))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "landscape.figures", str(out), *named]
         job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
@@ -46,9 +46,11 @@ class Drawing:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.wait()
-        for _, job in self._jobs:
-            if job.poll() is None:
-                job.kill()
-                job.communicate()
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            for _, job in self._jobs:
+                if job.poll() is None:
+                    job.kill()
+                    job.communicate()

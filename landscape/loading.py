@@ -194,6 +194,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
             "checkpoint": Path(source.path).name,
             "checkpoint_sha256": loaded.checkpoint.sha256,
             "dataset": dataset.name,
+            "data_recipe": {key: value for key, value in dataset.recipe.items() if key != "data_dir"},
             "split": source.split,
             "max_per_class": source.max_per_class or 0,
             "group_rule": dataset.groups.rule,

@@ -370,6 +370,9 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, command: str) -> 
         paths.extend(inner)
     if len(paths) < 2:
         raise LandscapeError(f"compare needs at least two analysed checkpoints, got {len(paths)}")
+    twice = [str(path) for number, path in enumerate(paths) if path.resolve() in {p.resolve() for p in paths[:number]}]
+    if twice:
+        raise LandscapeError(f"compare: each folder once, got {twice[0]} again")
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}/{path.name}" for path in paths]

@@ -1,4 +1,4 @@
-"""Draw results files in a process of their own: ``python -m landscape.figures OUT [NAME=]RESULTS ...``.
+"""Draw results files in a process of their own: ``python -m landscape.figures OUT NAME RESULTS [NAME RESULTS ...]``.
 
 One file: every figure of it. Several: the figures that compare them. The main job starts this beside its
 computations, so that drawing costs no time where a second core is idle; it loads no torch.
@@ -7,7 +7,6 @@ computations, so that drawing costs no time where a second core is idle; it load
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from landscape.figures.saving import save_comparison_figures, save_figures
 from landscape.results import load_results
@@ -16,10 +15,7 @@ from landscape.results import load_results
 def main(arguments: list[str]) -> None:
     """Draw the files named on the command line."""
     out, *files = arguments
-    results = {}
-    for text in files:
-        name, _, path = text.rpartition("=")
-        results[name or Path(path).parent.name] = load_results(path)
+    results = {name: load_results(path) for name, path in zip(files[::2], files[1::2], strict=True)}
     if len(results) == 1:
         save_figures(next(iter(results.values())), out)
     else:
