@@ -18,6 +18,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # typer catches the interruption itself, and says nothing
+            note(INTERRUPTED)
     except LandscapeError as error:
         fail(str(error))
         code = 2
