@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from landscape.data import Split
 from landscape.errors import LandscapeError
 from landscape.models import build_model
-from landscape.risk import AnalyticRisk, ModelRisk, precise_arithmetic
+from landscape.risk import AnalyticRisk, ModelRisk, precise_arithmetic, proof
 
 POOLED = torch.tensor([[n / sum(COUNTS) for n in COUNTS]], dtype=torch.float64)
 
@@ -282,12 +282,18 @@ REFUSALS = {
         lambda: ModelRisk(smooth_mlp(), (X, Y), loss=nn.CrossEntropyLoss()),
         r"'CrossEntropyLoss': expected one value per example \(2,\), got \(\); use reduction='none'",
     ),
-    "labels too large": (lambda: ModelRisk(smooth_mlp(), (X, Y + 1)), "labels run from 1 to 4, the model has 4 outputs"),
+    "labels too large": (
+        lambda: ModelRisk(smooth_mlp(), (X, Y + 1)),
+        "labels run from 1 to 4, the model has 4 outputs",
+    ),
     "negative label": (lambda: ModelRisk(smooth_mlp(), (X, Y - 1)), "labels run from -1 to 2, the model has 4"),
     "float labels": (lambda: ModelRisk(smooth_mlp(), (X, Y.double())), r"labels \(44,\) torch.float64"),
     "label matrix": (lambda: ModelRisk(smooth_mlp(), (X, Y[:, None])), r"labels \(44, 1\) torch.int64"),
     "too few labels": (lambda: ModelRisk(smooth_mlp(), (X, Y[:40])), r"labels \(40,\) .* inputs \(44, 1, 8, 8\)"),
-    "no examples": (lambda: ModelRisk(smooth_mlp(), (X[:0], Y[:0])), "the data are empty: expected at least one example"),
+    "no examples": (
+        lambda: ModelRisk(smooth_mlp(), (X[:0], Y[:0])),
+        "the data are empty: expected at least one example",
+    ),
     "no batches": (lambda: ModelRisk(smooth_mlp(), iter(())), "the data are empty: expected at least one batch"),
     "not data": (lambda: ModelRisk(smooth_mlp(), 7), "iterable of batches, got int"),
     "NaN weights": (lambda: ModelRisk(spoilt(torch.nan), (X, Y)), "'2.weight' holds 2 NaN or infinite entries of 80"),
@@ -295,13 +301,19 @@ REFUSALS = {
     "infinite statistics": (lambda: ModelRisk(spoilt_buffer(), (X, Y)), "'3.running_var' holds 1 NaN or infinite"),
     "NaN inputs": (lambda: ModelRisk(smooth_mlp(), (X * torch.nan, Y)), "the loss 'ce' is not finite"),
     "wrong images": (lambda: ModelRisk(smooth_mlp(), (X[..., :6], Y)), r"inputs of shape \(1, 1, 8, 6\)"),
-    "no logits": (lambda: ModelRisk(nn.Conv2d(1, 2, 3).double(), (X, Y)), r"logits \(batch, classes\) .* \(1, 2, 6, 6\)"),
+    "no logits": (
+        lambda: ModelRisk(nn.Conv2d(1, 2, 3).double(), (X, Y)),
+        r"logits \(batch, classes\) .* \(1, 2, 6, 6\)",
+    ),
     "no parameters": (lambda: ModelRisk(nn.Flatten(), (X, Y)), "the model has no parameters"),
     "class names": (
         lambda: ModelRisk(smooth_mlp(), (X, Y), class_names=["a", "b"]),
         "the model has 4 outputs, the data set 2 classes",
     ),
-    "groups": (lambda: ModelRisk(smooth_mlp(), (X, Y), groups={"tail": (2, 4)}), "group 'tail': class 4 does not exist"),
+    "groups": (
+        lambda: ModelRisk(smooth_mlp(), (X, Y), groups={"tail": (2, 4)}),
+        "group 'tail': class 4 does not exist",
+    ),
     "loss name": (lambda: ModelRisk(smooth_mlp(), (X, Y), loss="focl"), "'focl': did you mean 'focal'"),
     "half precision": (lambda: ModelRisk(smooth_mlp().bfloat16(), (X, Y)), r"torch.bfloat16.*pass dtype=torch.float32"),
     "batchnorm policy": (
@@ -380,7 +392,9 @@ def test_recurrent_and_attention_networks(build):
     assert float(POOLED[0] @ risk.losses(risk.theta)) == pytest.approx(float(losses.mean()), rel=1e-12)
     v = draw(1, len(risk.theta), name="v")
     v = v / v.norm()
-    difference = (risk.gradients(risk.theta + 1e-5 * v[0], POOLED) - risk.gradients(risk.theta - 1e-5 * v[0], POOLED)) / 2e-5
+    difference = (
+        risk.gradients(risk.theta + 1e-5 * v[0], POOLED) - risk.gradients(risk.theta - 1e-5 * v[0], POOLED)
+    ) / 2e-5
     product = risk.hvps(risk.theta, POOLED, v)
     assert (product - difference).norm() <= 1e-7 * max(float(product.norm()), 1.0)  # h^2 and eps / h
     assert (risk.gradients(risk.theta, POOLED) != 0).double().mean() > 0.9
@@ -403,7 +417,9 @@ def test_tied_weights():
     assert risk.layout.names == ("a.weight",)
     v = draw(1, 4096, name="v")
     v = v / v.norm()
-    difference = (risk.gradients(risk.theta + 1e-5 * v[0], POOLED) - risk.gradients(risk.theta - 1e-5 * v[0], POOLED)) / 2e-5
+    difference = (
+        risk.gradients(risk.theta + 1e-5 * v[0], POOLED) - risk.gradients(risk.theta - 1e-5 * v[0], POOLED)
+    ) / 2e-5
     assert (risk.hvps(risk.theta, POOLED, v) - difference).norm() <= 1e-7
 
 
@@ -487,7 +503,9 @@ def test_one_example_and_missing_classes():
     exact = _hessian_of_one(c) @ vector[0]
     assert (risk.hvps(risk.theta, torch.tensor([lane]), vector)[0] - exact).norm() <= 1e-12 * exact.norm()
     # A weight on a class without examples adds nothing, not NaN.
-    assert torch.equal(risk.hvps(risk.theta, torch.ones(1, 4), vector), risk.hvps(risk.theta, torch.tensor([lane]), vector))
+    assert torch.equal(
+        risk.hvps(risk.theta, torch.ones(1, 4), vector), risk.hvps(risk.theta, torch.tensor([lane]), vector)
+    )
 
 
 def _hessian_of_one(c: int) -> Tensor:
@@ -507,3 +525,29 @@ def test_attributes_record_what_was_measured():
         "dataset": "digits",
     }
     assert risk.attributes == expected
+
+
+def test_a_gradient_that_jumps_by_rounding_is_not_taken_for_mixing(monkeypatch):
+    """In float32 rounding may switch a ReLU, so that another chunking moves the gradient; float64 decides."""
+    honest = proof._evaluate
+
+    def jumpy(few, weights, *, chunk_size=None):
+        loss, gradient = honest(few, weights, chunk_size=chunk_size)
+        return loss, gradient * 1.01 if chunk_size == 1 and few.dtype == torch.float32 else gradient
+
+    monkeypatch.setattr(proof, "_evaluate", jumpy)
+    model = torch.nn.Linear(3, 2)
+    data = (torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 0, 1]))
+    ModelRisk(model, data, dtype=torch.float32)
+
+    monkeypatch.setattr(
+        proof,
+        "_evaluate",
+        lambda few, weights, *, chunk_size=None: (
+            jumpy(few, weights)
+            if chunk_size is None
+            else tuple(1.01 * value for value in honest(few, weights, chunk_size=1))
+        ),
+    )
+    with pytest.raises(LandscapeError, match="depends on how the examples are batched"):
+        ModelRisk(model, data, dtype=torch.float32)
