@@ -84,9 +84,10 @@ def measure_accuracy(
 ) -> xr.Dataset:
     """Return accuracy and loss of each lane on the examples under study.
 
-    Both are exact means over those examples; ``accuracy_stderr`` is their standard error as an estimate for the
-    population with these class shares: binomial, sqrt(p (1 - p) / n), for a class, and
-    sqrt(sum_c w_c^2 p_c (1 - p_c) / n_c) for classes of weights w_c.
+    Both are exact means over those examples; ``accuracy_stderr`` is the standard error of the accuracy as an estimate
+    for the population with these class shares: sqrt(sum_c w_c^2 q_c (1 - q_c) / (n_c + 4)) for classes of weights w_c
+    with q_c = (n_c p_c + 2) / (n_c + 4), so that an accuracy of 0 or 1 has an error too (Agresti and Coull, *Approximate
+    is better than "exact" for interval estimation of binomial proportions*, 1998).
     """
     chosen = choose_lanes(
         lanes,
@@ -98,7 +99,9 @@ def measure_accuracy(
     values = risk.evaluate(risk.theta)
     right = values.get("accuracy", torch.full_like(values["loss"], torch.nan))
     shares = replace(chosen, weights=chosen.weights**2)
-    variance = lane_means(shares, right * (1 - right) / risk.class_counts.cpu())
+    counts = risk.class_counts.cpu()
+    shrunk = (counts * right + 2) / (counts + 4)
+    variance = lane_means(shares, shrunk * (1 - shrunk) / (counts + 4))
     dataset = xr.Dataset(
         {
             "accuracy": ("lane", lane_means(chosen, right)),

@@ -82,7 +82,8 @@ def random_direction(
     """
     layout, theta = risk.layout, risk.theta
     weights = layout.unflatten(theta)
-    draws = gaussian(weights, generator, sigma=1.0)
+    # Drawn in float32 whatever the analysis computes in: both precisions then look along the same directions.
+    draws = [d.to(theta.dtype) for d in gaussian([w.float() for w in weights], generator, sigma=1.0)]
     for other in orthogonal_to:
         draws = orthogonal_by_filter(draws, layout.unflatten(other), filter_dims=layout.filter_dims)
     if is_filter_normalised:

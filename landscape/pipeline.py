@@ -8,6 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class Prepared:
     risk: ModelRisk
     plan: Plan
 
+    def threads(self) -> AbstractContextManager[None]:
+        """Give as many CPU threads as the batches of the analysis deserve."""
+        batch = min(int(self.risk.class_counts.sum()), self.risk.chunk_size)
+        return suitable_threads(batch * self.risk.inputs_per_example)
+
 
 def prepare(source: CheckpointSource, spec: AnalysisSpec) -> Prepared:
     """Load a checkpoint and cap its examples as the preset says."""
@@ -125,7 +131,7 @@ def analyse(
         journal.clear()
         return stored
     start = time.perf_counter()
-    with suitable_threads(min(int(risk.class_counts.sum()), risk.chunk_size) * risk.inputs_per_example):
+    with prepared.threads():
         groups = measure_everything(
             risk,
             spec.lanes,

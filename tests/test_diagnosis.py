@@ -179,7 +179,7 @@ def test_accuracy_and_its_standard_error_against_counting_by_hand():
     )
     np.testing.assert_allclose(pooled.accuracy, [3 / 4, 1 / 2, 4 / 6])
     np.testing.assert_allclose(averaged.accuracy, [3 / 4, 1 / 2, 5 / 8])
-    variances = 3 / 16 / 4, 1 / 4 / 2
+    variances = (5 / 8) * (3 / 8) / 8, (3 / 6) * (3 / 6) / 6  # (3 + 2) of (4 + 4) right, (1 + 2) of (2 + 4)
     np.testing.assert_allclose(pooled.accuracy_stderr[:2], np.sqrt(variances))
     np.testing.assert_allclose(pooled.accuracy_stderr[2], np.sqrt(4 / 9 * variances[0] + 1 / 9 * variances[1]))
     np.testing.assert_allclose(averaged.accuracy_stderr[2], np.sqrt(sum(variances) / 4))

@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import pandas as pd
@@ -337,11 +338,11 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(finished, tmp_path):
 
 
 def test_a_drawing_that_fails_stops_the_others(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         drawing = pipeline.Drawing()
         drawing.start(tmp_path / "out", {"sgd": tmp_path / "none.nc"})
-        drawing._jobs.append(("other", other))
+        drawing._jobs.append(("other", other, tempfile.TemporaryFile()))  # noqa: SIM115
         with pytest.raises(LandscapeError, match="failed"):
             drawing.__exit__(None, None, None)
         assert other.poll() is not None

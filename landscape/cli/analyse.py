@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
     if accuracy is None:
         say("no data set recorded: give --dataset and --data-dir for loss and accuracy per class")
         return
-    say(f"\n{source.split} split of {accuracy.attrs['dataset']}: exact mean loss; accuracy ± binomial standard error")
+    say(f"\n{source.split} split of {accuracy.attrs['dataset']}: exact mean loss; accuracy ± standard error")
     rows = accuracy.to_dataframe()
     show_table(
         {
@@ -265,9 +266,17 @@ def surface(
             **shared,
         )
 
-    recipe = {"kind": kind, "directions": directions, "x": x, "y": y, "pairs": num_pairs, "batchnorm": batchnorm}
+    recipe: dict[str, Any] = {
+        "kind": kind,
+        "directions": directions,
+        "x": x,
+        "y": y,
+        "pairs": num_pairs,
+        "batchnorm": batchnorm,
+    }
     group = "surface_line" if kind == "line" else "surface"
     other = [] if directions == "random" or directions.startswith("eigen:") else [Path(directions)]
+    recipe["other"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other if path.is_file()]
     dataset = _measure(group, checkpoint, out, given, measure, recipe, inputs=other)
     if dataset is None:
         return
@@ -328,7 +337,8 @@ def _measure(
         whole = {**ready.risk.attributes, "spec": asdict(spec), "plan": asdict(ready.plan), **recipe}
         journal = Journal(folder, whole)
         kept = {"seed": spec.seed, "group_average": spec.group_average, "journal": journal}
-        dataset = measure(ready, spec.lanes, {**kept, "progress": ProgressLine()})
+        with ready.threads():
+            dataset = measure(ready, spec.lanes, {**kept, "progress": ProgressLine()})
         save_results({group: dataset}, out)
         journal.clear()
         return dataset

@@ -92,7 +92,7 @@ def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
             "verdict": [r.verdict for _, _, r in rows],
         }
     )
-    say("accuracy ± binomial standard error; lambda ± residual and rounding")
+    say("accuracy ± standard error; lambda ± residual and rounding")
 
 
 @app.command()

@@ -261,7 +261,8 @@ class ModelRisk:
         if self._policy == "frozen":
             return self._buffers
         num_batches = -(-len(self._calibration) // self.chunk_size)
-        stored = self._calibration.tensor_split(num_batches)  # equal sizes: the cumulative average weighs batches alike
+        # Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
+        stored = [self._calibration[start::num_batches] for start in range(num_batches)]
         return recalibrate(
             self._model,
             {**self._frozen, **self.layout.named(theta)},
@@ -413,9 +414,7 @@ class ModelRisk:
                 if not gradient.requires_grad:
                     continue
                 for p, vector in enumerate(vectors[b]):
-                    (part,) = torch.autograd.grad(
-                        gradient, point, vector, retain_graph=True, materialize_grads=True
-                    )
+                    (part,) = torch.autograd.grad(gradient, point, vector, retain_graph=True, materialize_grads=True)
                     out[b, p] += part
             return out.to(vectors.dtype)
 

@@ -39,7 +39,8 @@ def test_recalibrated_statistics_are_those_of_update_bn(build, chunk_size):
     for scale in (0.0, 0.1):
         step = scale * draw(len(risk.theta), name="step")
         model = moved_model(build(), step)
-        update_bn(images.tensor_split(44 // chunk_size), model)
+        num_batches = 44 // chunk_size
+        update_bn([images[start::num_batches] for start in range(num_batches)], model)
         got = recalibrated.losses(recalibrated.theta + step)
         torch.testing.assert_close(got, class_losses(model, images, labels), rtol=1e-12, atol=1e-13)
 
@@ -95,3 +96,17 @@ def test_a_model_without_statistics_has_nothing_to_recalibrate():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
     with pytest.raises(LandscapeError, match="the model has no BatchNorm statistics; use 'frozen'"):
         ModelRisk(model, digits()).with_batchnorm("recalibrate")
+
+
+def test_recalibration_hardly_depends_on_the_chunk_size_though_the_examples_are_sorted_by_class():
+    """Contiguous batches of sorted classes would each miss the spread between classes in their variance."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)).double()
+    inputs = torch.randn(64, 2, dtype=torch.float64)
+    inputs[32:] += 10.0  # far apart: the variance is mostly between the classes
+    labels = torch.arange(64) // 32
+    losses = []
+    for chunk_size in (64, 16):
+        risk = ModelRisk(model, (inputs, labels), chunk_size=chunk_size).with_batchnorm("recalibrate")
+        losses.append(risk.losses(risk.theta))
+    assert torch.allclose(losses[0], losses[1], rtol=0.02)
