@@ -51,7 +51,7 @@ class Plan:
 
 PRESETS: dict[str, Plan] = {
     "quick": Plan(
-        spectrum=SpectrumOptions(num_probes=2, num_steps=16, max_steps=64),
+        spectrum=SpectrumOptions(num_probes=3, num_steps=16, max_steps=64),
         perturbation=PerturbationOptions(num_draws=6, sigmas=(0.01,), rhos=(0.05,), ascent_steps=3),
         line_points=21,
         line_pairs=3,
