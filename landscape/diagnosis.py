@@ -139,7 +139,7 @@ def measure_everything(
     """Run accuracy, spectrum, perturbation, line, plane and eigen-plane; return the groups of a results file.
 
     The eigen-plane is spanned by v_min and v_max of the lane ``tail`` (of the last lane where there is no tail), in
-    units that make one coordinate step of 1 the lane's crossover radius or a tenth of |theta|, whichever is smaller.
+    units of a tenth of |theta|: comparable between models whose weights differ in size.
     """
     what = plan or Plan()
     shared = {"seed": seed, "group_average": group_average, "journal": journal, "progress": progress}
@@ -161,8 +161,7 @@ def measure_everything(
     if what.eigen_points:
         names = [str(name) for name in groups["spectrum"].lane.values]
         lane = "tail" if "tail" in names else names[-1]
-        row = groups["spectrum"].sel(lane=lane)
-        groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, row, what, **shared)  # type: ignore[arg-type]
+        groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, what, **shared)  # type: ignore[arg-type]
     return groups
 
 
@@ -170,7 +169,6 @@ def _eigen_plane(
     risk: ClassRisk,
     lanes: LaneChoice | None,
     lane: str,
-    row: xr.Dataset,
     plan: Plan,
     *,
     journal: Journal | None,
@@ -193,9 +191,7 @@ def _eigen_plane(
     if abs(cosine(ends.v_min, v_max)) > 1 - 1e-6:  # one eigenvalue only: any other direction belongs to it as well
         v_max = torch.randn(v_max.shape, generator=stream(seed, f"eigen-plane/{lane}"), dtype=v_max.dtype).to(v_max)
         v_max = torch.nn.functional.normalize(orthogonal_to(v_max, ends.v_min), dim=0)
-    limit = 0.1 * float(torch.linalg.vector_norm(risk.theta.double())) or 1.0
-    crossover = float(row.crossover_radius)
-    unit = min(crossover, limit) if np.isfinite(crossover) and crossover > 0 else limit
+    unit = 0.1 * float(torch.linalg.vector_norm(risk.theta.double())) or 1.0
     axis = np.linspace(-1, 1, plan.eigen_points)
     named = journal.renamed(f"eigen-{lane}") if journal is not None else None
     dataset = measure_surface(
@@ -205,7 +201,7 @@ def _eigen_plane(
         directions=[unit * ends.v_min, unit * v_max],
         x=axis,
         y=axis,
-        labels=(f"along v_min of {lane} (unit {unit:.3g})", f"along v_max of {lane} (unit {unit:.3g})"),
+        labels=(f"along v_min of {lane}, in tenths of |theta|", f"along v_max of {lane}, in tenths of |theta|"),
         seed=seed,
         group_average=group_average,
         journal=named,
