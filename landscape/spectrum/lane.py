@@ -50,7 +50,7 @@ class SpectrumOptions:
 
     num_probes: int = 3
     num_steps: int = 30
-    max_steps: int = 120
+    max_steps: int = 200
     threshold: float = 0.01
     failure_probability: float = 1e-3
 
