@@ -355,7 +355,7 @@ def test_a_loss_that_overflows_is_refused():
     ("options", "message"),
     [
         ({"num_probes": 1}, "num_probes: expected at least 2 .* got 1"),
-        ({"num_steps": 1}, "got 1 and 120"),
+        ({"num_steps": 1}, "got 1 and 200"),
         ({"max_steps": 0}, "got 30 and 0"),
         ({"threshold": 0.0}, "threshold: .* got 0.0"),
         ({"threshold": 1.0}, "threshold: .* got 1.0"),
