@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,10 +146,10 @@ def measure_everything(
     units of a tenth of |theta|: comparable between models whose weights differ in size.
     """
     what = plan or Plan()
-    shared = {"seed": seed, "group_average": group_average, "journal": journal, "progress": progress}
+    shared: dict[str, Any] = {"seed": seed, "group_average": group_average, "journal": journal, "progress": progress}
     groups = {"accuracy": measure_accuracy(risk, lanes, group_average=group_average)}
-    groups["spectrum"] = measure_spectrum(risk, lanes, options=what.spectrum, **shared)  # type: ignore[arg-type]
-    groups["perturbation"] = measure_perturbation(risk, lanes, options=what.perturbation, **shared)  # type: ignore[arg-type]
+    groups["spectrum"] = measure_spectrum(risk, lanes, options=what.spectrum, **shared)
+    groups["perturbation"] = measure_perturbation(risk, lanes, options=what.perturbation, **shared)
     axis = np.linspace(-1, 1, what.plane_points)
     groups["surface_line"] = measure_surface(
         risk,
@@ -156,15 +157,15 @@ def measure_everything(
         kind="line",
         x=np.linspace(-1, 1, what.line_points),
         num_pairs=what.line_pairs,
-        **shared,  # type: ignore[arg-type]
+        **shared,
     )
     if len(risk.theta) < 2:
         return groups
-    groups["surface"] = measure_surface(risk, lanes, kind="plane", x=axis, y=axis, **shared)  # type: ignore[arg-type]
+    groups["surface"] = measure_surface(risk, lanes, kind="plane", x=axis, y=axis, **shared)
     if what.eigen_points:
         names = [str(name) for name in groups["spectrum"].lane.values]
         lane = "tail" if "tail" in names else names[-1]
-        groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, what, **shared)  # type: ignore[arg-type]
+        groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, what, **shared)
     return groups
 
 

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 
 from landscape import pipeline
+from landscape.comparison import compare
 from landscape.diagnosis import Plan
 from landscape.errors import LandscapeError
 from landscape.loading import CheckpointSource
 from landscape.perturbation import PerturbationOptions
-from landscape.pipeline import AnalysisSpec, RunSpec, analyse, compare, estimate_run, figures, prepare, run_everything
+from landscape.pipeline import AnalysisSpec, RunSpec, analyse, estimate_run, figures, prepare, run_everything
 from landscape.results import SCHEMA, load_results, save_results, validate
 from landscape.spectrum import SpectrumOptions
 from landscape.training import TrainSpec, train

@@ -353,8 +353,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable output.")] = False,
 ) -> None:
     """Compare analysed checkpoints on shared axes and one colour scale, in one report."""
+    from landscape.comparison import compare as compare_folders
     from landscape.pipeline import REPORT
-    from landscape.pipeline import compare as compare_folders
 
     with writing_to(out, is_file=False, inputs=folders):
         table = compare_folders(folders, out, command=command_line())

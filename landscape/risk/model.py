@@ -21,6 +21,7 @@ from landscape.risk.batchnorm import has_running_statistics, recalibrate
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
 from landscape.risk.intake import count_outputs, private_copy, require_finite
 from landscape.risk.lanes import require_members
+from landscape.risk.products import ChunkedHessian
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
 
@@ -31,11 +32,6 @@ BatchNormPolicy = Literal["frozen", "recalibrate"]
 CPU_CHUNK_BYTES = 256 << 20
 GPU_CHUNK_BYTES = 4 << 30
 MAX_CHUNK = 4096
-
-
-def per_example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return plain cross-entropy (B,) of logits (B, C), whatever the training loss was."""
-    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 class ModelRisk:
@@ -330,7 +326,7 @@ class ModelRisk:
             for rows in self._examples.chunks(wanted, self.chunk_size):
                 logits, labels = self.logits(theta, rows, buffers), self._examples.labels[rows]
                 own = self.loss(logits, labels)
-                plain = own if self.loss_name == "ce" else per_example_cross_entropy(logits, labels)
+                plain = own if self.loss_name == "ce" else functional.cross_entropy(logits, labels, reduction="none")
                 values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
                 sums += values @ functional.one_hot(labels, num_classes).double()
         counts = torch.full((num_classes,), torch.nan, dtype=torch.float64)
@@ -377,48 +373,24 @@ class ModelRisk:
 
     @contextmanager
     def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
-        """Give a product (B, P, n) -> (B, P, n); the first backward's graphs stay while the memory budget lasts.
-
-        A retained graph costs 2 gradients per product, a fresh one 3. Chunk sums are added in float64.
-        """
+        """Give a product (B, P, n) -> (B, P, n) that keeps its graphs while the memory budget lasts."""
         self._require_frozen()
         with differentiation():
             coefficients = self._coefficients(weights)
         size = chunk_size or self.chunk_size
-        work = [(b, rows) for b, row in enumerate(weights) for rows in self._examples.chunks(self._support(row), size)]
-        budget = self.memory_budget
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def build(b: int, rows: slice) -> tuple[Tensor, Tensor]:
-            point = theta.detach().clone().requires_grad_()
-            losses = self.per_example(point, rows)
-            if not losses.requires_grad:  # the model does not use the chosen parameters
-                return torch.zeros_like(theta), point
-            (gradient,) = torch.autograd.grad(
-                losses, point, coefficients[b, rows], create_graph=True, materialize_grads=True
-            )
-            return gradient, point
-
-        for index, (b, rows) in enumerate(work):
-            budget -= 2 * self._bytes_per_example * (rows.stop - rows.start)
-            if budget < 0:
-                break
-            with differentiation():
-                kept[index] = build(b, rows)
-
-        @differentiation()
-        def product(vectors: Tensor) -> Tensor:
-            out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-            for index, (b, rows) in enumerate(work):
-                gradient, point = kept[index] if index in kept else build(b, rows)
-                if not gradient.requires_grad:
-                    continue
-                for p, vector in enumerate(vectors[b]):
-                    (part,) = torch.autograd.grad(gradient, point, vector, retain_graph=True, materialize_grads=True)
-                    out[b, p] += part
-            return out.to(vectors.dtype)
-
+        chunks = [
+            (lane, rows, coefficients[lane, rows])
+            for lane, row in enumerate(weights)
+            for rows in self._examples.chunks(self._support(row), size)
+        ]
+        product = ChunkedHessian(
+            self.per_example,
+            theta,
+            chunks,
+            budget=self.memory_budget,
+            bytes_per_example=self._bytes_per_example,
+        )
         try:
             yield product
         finally:
-            kept.clear()
+            product.close()
