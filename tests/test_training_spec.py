@@ -42,8 +42,10 @@ def test_cosine_and_constant():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_one_epoch_has_a_positive_rate(schedule):
-    assert learning_rate(schedule, 0, num_epochs=1, lr=0.1) > 0
+def test_a_trial_of_one_or_two_epochs_runs_at_the_full_rate(schedule):
+    """Scaled by their ends, the milestones would swallow such a run and train it at a ten-thousandth of the rate."""
+    assert learning_rate(schedule, 0, num_epochs=1, lr=0.1) == 0.1
+    assert learning_rate(schedule, 1, num_epochs=2, lr=0.1) >= 0.05
 
 
 def test_defaults_depend_on_the_data_set():

@@ -13,12 +13,14 @@ MILESTONES = (160, 180)
 
 def _stepped(epoch: int, num_epochs: int, after_first: float, after_second: float) -> float:
     """Return the factor of a warm-up with two steps; whole numbers only, so that no rounding moves a milestone."""
-    position = (epoch + 1) * REFERENCE_EPOCHS  # the released scripts count epochs from 1
-    if position <= WARMUP_EPOCHS * num_epochs:
-        return position / (WARMUP_EPOCHS * num_epochs)
-    if position > MILESTONES[1] * num_epochs:
+    warmed = (epoch + 1) * REFERENCE_EPOCHS  # the released scripts count epochs from 1
+    if warmed <= WARMUP_EPOCHS * num_epochs:
+        return warmed / (WARMUP_EPOCHS * num_epochs)
+    # An epoch decays if it *starts* at a milestone or later, so that the single epoch of a trial runs at the full rate.
+    started = epoch * REFERENCE_EPOCHS
+    if started >= MILESTONES[1] * num_epochs:
         return after_second
-    return after_first if position > MILESTONES[0] * num_epochs else 1.0
+    return after_first if started >= MILESTONES[0] * num_epochs else 1.0
 
 
 def _ldam(epoch: int, num_epochs: int) -> float:
