@@ -253,11 +253,12 @@ def _statement(spectrum: xr.Dataset, lane: str) -> Statement:
     bound = prep.short(_number(spectrum, "lambda_min_lower_bound", lane))
     probability = spectrum.attrs.get("lower_bound_probability")
     certain = "the stated probability" if probability is None else f"probability {float(probability):g}"
+    holds = f"holds to {quadratic}" if _number(spectrum, "quadratic_radius", lane) != 0 else "holds nowhere"
     sentences = {
         "saddle": f"Its loss curves down along a direction that was found (λmin = {low}, against λmax = {high}), and this "
         f"outweighs the slope beyond radius {crossover}, inside the radius {quadratic} where the quadratic model holds.",
         "slope": f"Its loss does curve down along some direction (λmin = {low}, against λmax = {high}), but the gradient "
-        f"matters more: curvature would win only beyond radius {crossover}, the quadratic model holds to {quadratic}.",
+        f"matters more: curvature would win only beyond radius {crossover}, the quadratic model {holds}.",
         "no negative curvature": f"No direction with noticeable negative curvature: with {certain}, every eigenvalue is "
         f"above {bound} (smallest found: {low}; λmax = {high}).",
         "undecided": f"The measurement does not decide: smallest eigenvalue found {low}, bound {bound} with {certain}.",
