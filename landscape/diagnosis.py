@@ -16,7 +16,7 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.perturbation import PerturbationOptions, lane_means, measure_perturbation
 from landscape.randomness import stream
 from landscape.results import Journal, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, choose_lanes
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
 from landscape.spectrum import SpectrumOptions, find_extremes, measure_spectrum
 from landscape.surface import cosine, measure_surface, orthogonal_to
 
@@ -93,13 +93,7 @@ def measure_accuracy(
     with q_c = (n_c p_c + 2) / (n_c + 4), so that an accuracy of 0 or 1 has an error too (Agresti and Coull, *Approximate
     is better than "exact" for interval estimation of binomial proportions*, 1998).
     """
-    chosen = choose_lanes(
-        lanes,
-        class_names=risk.class_names,
-        class_counts=risk.class_counts,
-        groups=risk.groups,
-        group_average=group_average,
-    )
+    chosen = lanes_of(risk, lanes, group_average=group_average)
     values = risk.evaluate(risk.theta)
     right = values.get("accuracy", torch.full_like(values["loss"], torch.nan))
     shares = replace(chosen, weights=chosen.weights**2)
@@ -180,13 +174,7 @@ def _eigen_plane(
     group_average: GroupAverage,
     progress: Progress | None,
 ) -> xr.Dataset:
-    chosen = choose_lanes(
-        lanes,
-        class_names=risk.class_names,
-        class_counts=risk.class_counts,
-        groups=risk.groups,
-        group_average=group_average,
-    )
+    chosen = lanes_of(risk, lanes, group_average=group_average)
     # By weights, not by name: a mixture has no name to look up, and the average of a group is the caller's choice. The
     # stream is the spectrum's, hence so are the vectors.
     weights = chosen.weights[chosen.names.index(lane)]
@@ -329,7 +317,7 @@ def estimate_cost(risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None) 
 
     The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``.
     """
-    chosen = choose_lanes(lanes, class_names=risk.class_names, class_counts=risk.class_counts, groups=risk.groups)
+    chosen = lanes_of(risk, lanes)
     theta = risk.theta
     start = time.perf_counter()
     risk.evaluate(theta)

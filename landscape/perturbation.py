@@ -15,7 +15,7 @@ from landscape.directions import filter_normalised, gaussian, gradient_ascent, o
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, choose_lanes
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -223,13 +223,7 @@ def measure_perturbation(
     Sources: "random perturbation, five times" of Zhou et al. (CVPR 2023), whose scale is not public: both an absolute
     and a relative one are offered; filter normalisation of Li et al. (NeurIPS 2018).
     """
-    chosen = choose_lanes(
-        lanes,
-        class_names=risk.class_names,
-        class_counts=risk.class_counts,
-        groups=risk.groups,
-        group_average=group_average,
-    )
+    chosen = lanes_of(risk, lanes, group_average=group_average)
     settings = options or PerturbationOptions()
     num_pairs = settings.num_draws // 2
     total = num_pairs * (1 + bool(settings.sigmas)) + len(settings.rhos) * len(chosen)

@@ -31,6 +31,7 @@ from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, loa
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
+from landscape.risk.lanes import require_group_average
 from landscape.threads import suitable_threads
 from landscape.training import Progress, TrainSpec, estimate_training, train, untrained_checkpoint
 
@@ -66,6 +67,9 @@ class AnalysisSpec:
 
     def __post_init__(self) -> None:
         choose_plan(self.preset)
+        require_group_average(self.group_average)
+        if self.max_per_class is not None and self.max_per_class < 1:
+            raise LandscapeError(f"--max-per-class: expected at least 1, got {self.max_per_class}")
 
 
 @dataclass(frozen=True)

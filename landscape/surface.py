@@ -15,7 +15,7 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.perturbation import class_losses, lane_means, random_direction
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, choose_lanes
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 
 Progress = Callable[[int, int, str], None]
 Kind = Literal["line", "plane"]
@@ -186,13 +186,7 @@ def measure_surface(
         if not hasattr(risk, "with_batchnorm"):
             raise LandscapeError(f"batchnorm '{batchnorm}': this risk is not a network's; use 'frozen'")
         risk = risk.with_batchnorm(batchnorm)
-    chosen = choose_lanes(
-        lanes,
-        class_names=risk.class_names,
-        class_counts=risk.class_counts,
-        groups=risk.groups,
-        group_average=group_average,
-    )
+    chosen = lanes_of(risk, lanes, group_average=group_average)
     alphas = _coordinates(x, DEFAULT_LINE if kind == "line" else DEFAULT_PLANE, "x")
     betas = np.zeros(1) if kind == "line" else _coordinates(y, DEFAULT_PLANE, "y")
     pairs, normalization = _pairs(risk, kind, directions, num_pairs, seed)

@@ -22,7 +22,6 @@ DATA = "Data"
 MODEL = "Model and training"
 ANALYSIS = "Analysis"
 DEVICES = ("auto", "cpu", "cuda")
-GROUP_AVERAGES = ("examples", "classes")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Checkpoint = Annotated[
@@ -220,10 +219,6 @@ def analysis_spec(given: dict[str, Any]) -> AnalysisSpec:
     """Return the analysis that the options describe."""
     from landscape.pipeline import AnalysisSpec
 
-    if given["group_average"] not in GROUP_AVERAGES:
-        raise unknown_name("group average", given["group_average"], GROUP_AVERAGES)
-    if given["max_per_class"] is not None and given["max_per_class"] < 1:
-        raise LandscapeError(f"--max-per-class: expected at least 1, got {given['max_per_class']}")
     return AnalysisSpec(**{name: given[name] for name in ("preset", "lanes", "group_average", "seed", "max_per_class")})
 
 

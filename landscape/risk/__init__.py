@@ -2,7 +2,7 @@
 
 from landscape.risk.analytic import AnalyticRisk
 from landscape.risk.arithmetic import precise_arithmetic
-from landscape.risk.lanes import GroupAverage, LaneChoice, Lanes, choose_lanes
+from landscape.risk.lanes import GroupAverage, LaneChoice, Lanes, choose_lanes, lanes_of
 from landscape.risk.model import ModelRisk
 from landscape.risk.protocol import ClassRisk, HessianProduct
 
@@ -15,5 +15,6 @@ __all__ = [
     "Lanes",
     "ModelRisk",
     "choose_lanes",
+    "lanes_of",
     "precise_arithmetic",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, unknown_name
+from landscape.risk.protocol import ClassRisk
 
 GroupAverage = Literal["examples", "classes"]
 LaneChoice = str | int | Sequence[str | int] | Mapping[str, Sequence[float]]
@@ -56,6 +57,12 @@ def require_members(groups: Mapping[str, Sequence[int]], num_classes: int) -> No
                 raise LandscapeError(
                     f"group '{name}': class {c} does not exist, classes run from 0 to {num_classes - 1}"
                 )
+
+
+def require_group_average(name: str) -> None:
+    """Raise LandscapeError for a name that is not a way to average a group."""
+    if name not in get_args(GroupAverage):
+        raise unknown_name("group average", name, get_args(GroupAverage))
 
 
 def _pooled(members: Sequence[int], counts: Tensor, average: GroupAverage) -> Tensor:
@@ -106,6 +113,7 @@ def choose_lanes(
     >>> lanes.names, lanes.weights.tolist()
     (('b', 'all'), [[0.0, 1.0], [0.75, 0.25]])
     """
+    require_group_average(group_average)
     counts = class_counts.cpu()
     num_classes = len(class_names)
     taken = [*class_names, *groups]
@@ -152,6 +160,17 @@ def choose_lanes(
     if not rows:
         raise LandscapeError(f"no lanes chosen: expected classes, groups, all or names of these, got {choice!r}")
     return _assemble(rows, counts)
+
+
+def lanes_of(risk: ClassRisk, choice: LaneChoice | None, *, group_average: GroupAverage = "examples") -> Lanes:
+    """Return the lanes that ``choice`` means for a risk: :func:`choose_lanes` with its classes, counts and groups."""
+    return choose_lanes(
+        choice,
+        class_names=risk.class_names,
+        class_counts=risk.class_counts,
+        groups=risk.groups,
+        group_average=group_average,
+    )
 
 
 def _assemble(rows: Mapping[str, tuple[str, str, Tensor]], counts: Tensor) -> Lanes:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, choose_lanes
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
 from landscape.spectrum.lane import Extremes, SpectrumOptions, find_extremes, measure_lane
 
 Progress = Callable[[int, int, str], None]
@@ -88,13 +88,7 @@ def measure_spectrum(
     orthogonalised twice and breakdown is recognised; 3. several probes with standard errors instead of one; 4. the
     statistics come from raw nodes and weights, not from a smoothed curve.
     """
-    chosen = choose_lanes(
-        lanes,
-        class_names=risk.class_names,
-        class_counts=risk.class_counts,
-        groups=risk.groups,
-        group_average=group_average,
-    )
+    chosen = lanes_of(risk, lanes, group_average=group_average)
     settings = options or SpectrumOptions()
     blocks = []
     for index, name in enumerate(chosen.names):
@@ -147,6 +141,6 @@ def extreme_directions(
 
     The same start vector as in :func:`measure_spectrum` with the same seed, hence the same vectors.
     """
-    chosen = choose_lanes(lane, class_names=risk.class_names, class_counts=risk.class_counts, groups=risk.groups)
+    chosen = lanes_of(risk, lane)
     generator = stream(seed, f"spectrum/{chosen.names[0]}/extremes")
     return find_extremes(risk, chosen.weights[0], options or SpectrumOptions(), generator)

@@ -7,6 +7,7 @@ import torch
 
 from landscape.errors import LandscapeError
 from landscape.risk import AnalyticRisk, choose_lanes
+from landscape.risk import lanes_of as lanes_of_risk
 from landscape.risk.examples import Examples, available_memory, limit_per_class, read_examples
 
 NAMES = ("cat", "dog", "owl", "yak")
@@ -202,3 +203,10 @@ def test_an_analytic_risk_in_float64():
 def test_bad_analytic_risks_name_the_offence(make, message):
     with pytest.raises(LandscapeError, match=message):
         make()
+
+
+def test_a_way_to_average_that_does_not_exist_is_refused_with_the_nearest():
+    """Anything but "examples" used to mean "classes" without a word."""
+    risk = AnalyticRisk(lambda x: torch.stack([x[0], x[1]]), torch.zeros(2), groups={"tail": (0, 1)})
+    with pytest.raises(LandscapeError, match="group average 'clases': did you mean 'classes'"):
+        lanes_of_risk(risk, "tail", group_average="clases")
