@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
+from landscape.losses import build_loss
 from landscape.risk.examples import Transform, as_model_inputs
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -51,3 +55,17 @@ def count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None,
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")
     return logits.shape[1]
+
+
+def resolve_loss(
+    loss: str | PerExampleLoss, class_counts: Sequence[int], *, device: torch.device, dtype: torch.dtype
+) -> tuple[str, PerExampleLoss]:
+    """Return a loss's name and the loss itself; a module comes back as a copy in evaluation mode."""
+    if isinstance(loss, str):
+        name = loss
+        loss = build_loss(loss, class_counts)
+    else:
+        name = str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
+    if isinstance(loss, nn.Module):
+        loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype)
+    return name, loss

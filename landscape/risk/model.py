@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.layout import ParameterLayout, choose_parameters
-from landscape.losses import build_loss
-from landscape.models import NormedLinear, find_head
 from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import has_running_statistics, recalibrate
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
-from landscape.risk.intake import count_outputs, private_copy, require_finite
+from landscape.risk.intake import PerExampleLoss, count_outputs, private_copy, require_finite, resolve_loss
 from landscape.risk.lanes import require_members
-from landscape.risk.products import ChunkedHessian
+from landscape.risk.network import Network, measured_activations
+from landscape.risk.products import Chunk, ChunkedHessian
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
 
-PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 BatchNormPolicy = Literal["frozen", "recalibrate"]
 
 # Chunks on a CPU: large enough to amortise the launches, small enough that fresh allocations stay cheap.
@@ -122,14 +118,14 @@ class ModelRisk:
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self._set_classes(num_outputs, class_names, groups)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
-        self._set_loss(loss)
+        self.loss_name, self.loss = resolve_loss(loss, self.train_counts, device=self.device, dtype=self.dtype)
         self._set_parameters(params)
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
         self._calibration = self._examples.inputs if calibration is None else calibration.to(self.device)
         self._policy: BatchNormPolicy = "frozen"
         with random_states_kept(self.device):
-            self._bytes_per_example = self._measure_activations()
+            self._bytes_per_example = measured_activations(self.theta, self.per_example, len(labels))
         self.attributes: dict[str, object] = {
             "objective": self.loss_name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -163,48 +159,9 @@ class ModelRisk:
         self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
         require_members(self.groups, num_outputs)
 
-    def _set_loss(self, loss: str | PerExampleLoss) -> None:
-        if isinstance(loss, str):
-            self.loss_name = loss
-            loss = build_loss(loss, self.train_counts)
-        else:
-            self.loss_name = str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
-        if isinstance(loss, nn.Module):
-            loss = copy.deepcopy(loss).eval().to(device=self.device, dtype=self.dtype)
-        self.loss: PerExampleLoss = loss
-
     def _set_parameters(self, params: str) -> None:
-        named = dict(self._model.named_parameters())
-        try:
-            head_name: str | None = find_head(self._model)[0]
-        except LandscapeError:
-            head_name = None
-        filter_dims = {
-            f"{name}.weight" if name else "weight": 1
-            for name, module in self._model.named_modules()
-            if isinstance(module, NormedLinear)
-        }
-        chosen = choose_parameters(named, params, head_name=head_name)
-        self.layout = ParameterLayout.of(chosen, filter_dims=filter_dims)
-        self.theta = self.layout.flatten([t.detach() for t in chosen.values()])
-        self._frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
-        self._buffers = dict(self._model.named_buffers())
-
-    def _measure_activations(self) -> int:
-        """Return the bytes that one example's graph keeps for a backward pass (weights not counted)."""
-        num = min(2, len(self._examples.labels))
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            if tensor.dim() > 0 and tensor.shape[0] == num:  # per-example tensors; weights are shared
-                total += tensor.numel() * tensor.element_size()
-            return tensor
-
-        point = self.theta.clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            self.per_example(point, slice(0, num))
-        return max(total // num, 1)
+        self._network = Network.of(self._model, params)
+        self.layout, self.theta = self._network.layout, self._network.theta
 
     @property
     def inputs_per_example(self) -> int:
@@ -255,13 +212,13 @@ class ModelRisk:
 
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
         if self._policy == "frozen":
-            return self._buffers
+            return self._network.buffers
         num_batches = -(-len(self._calibration) // self.chunk_size)
         # Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
         stored = [self._calibration[start::num_batches] for start in range(num_batches)]
         return recalibrate(
             self._model,
-            {**self._frozen, **self.layout.named(theta)},
+            self._network.parameters_at(theta),
             (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in stored),
         )
 
@@ -292,8 +249,7 @@ class ModelRisk:
 
     def logits(self, theta: Tensor, rows: slice, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """Return the logits (rows, C) at theta."""
-        tensors = {**self._frozen, **(buffers or self._buffers), **self.layout.named(theta)}
-        return functional_call(self._model, tensors, (self._examples.read(rows, self.dtype),))
+        return self._network.logits(theta, self._examples.read(rows, self.dtype), buffers)
 
     def per_example(self, theta: Tensor, rows: slice) -> Tensor:
         """Return the per-example losses (rows,) at theta, differentiable."""
@@ -366,6 +322,18 @@ class ModelRisk:
                     out[b] += gradient
         return out.to(self.dtype)
 
+    def _chunks_of(self, weights: Tensor, chunk_size: int | None = None) -> tuple[ModelRisk, list[Chunk]]:
+        """Return the work of lanes (B, C), cut into chunks, and the risk whose rows and per-example losses they name."""
+        self._require_frozen()
+        with differentiation():
+            coefficients = self._coefficients(weights)
+        size = chunk_size or self.chunk_size
+        return self, [
+            (lane, rows, coefficients[lane, rows])
+            for lane, row in enumerate(weights)
+            for rows in self._examples.chunks(self._support(row), size)
+        ]
+
     def hvps(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
         """Return (B, n): row b is ``sum_c weights[b, c] H_c vectors[b]``."""
         with self.hessian(theta, weights) as product:
@@ -374,17 +342,9 @@ class ModelRisk:
     @contextmanager
     def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
         """Give a product (B, P, n) -> (B, P, n) that keeps its graphs while the memory budget lasts."""
-        self._require_frozen()
-        with differentiation():
-            coefficients = self._coefficients(weights)
-        size = chunk_size or self.chunk_size
-        chunks = [
-            (lane, rows, coefficients[lane, rows])
-            for lane, row in enumerate(weights)
-            for rows in self._examples.chunks(self._support(row), size)
-        ]
+        evaluated, chunks = self._chunks_of(weights, chunk_size)
         product = ChunkedHessian(
-            self.per_example,
+            evaluated.per_example,
             theta,
             chunks,
             budget=self.memory_budget,

@@ -1,0 +1,69 @@
+"""A network as a function of its chosen parameters: the flat vector in, the logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from landscape.errors import LandscapeError
+from landscape.layout import ParameterLayout, choose_parameters
+from landscape.models import NormedLinear, find_head
+
+
+@dataclass(frozen=True)
+class Network:
+    """A private module, the layout of its chosen parameters, and every other tensor it reads, held fixed."""
+
+    module: nn.Module
+    layout: ParameterLayout
+    theta: Tensor  # (n,) the chosen parameters as they are in the module
+    frozen: dict[str, Tensor]  # the parameters that were not chosen
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, module: nn.Module, params: str) -> Network:
+        """Choose parameters of a module by :func:`landscape.layout.choose_parameters`."""
+        named = dict(module.named_parameters())
+        try:
+            head_name: str | None = find_head(module)[0]
+        except LandscapeError:
+            head_name = None
+        filter_dims = {
+            f"{name}.weight" if name else "weight": 1
+            for name, layer in module.named_modules()
+            if isinstance(layer, NormedLinear)
+        }
+        chosen = choose_parameters(named, params, head_name=head_name)
+        layout = ParameterLayout.of(chosen, filter_dims=filter_dims)
+        theta = layout.flatten([t.detach() for t in chosen.values()])
+        frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
+        return cls(module, layout, theta, frozen, dict(module.named_buffers()))
+
+    def parameters_at(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return all parameters by name, the chosen ones as views of ``theta`` (n,)."""
+        return {**self.frozen, **self.layout.named(theta)}
+
+    def logits(self, theta: Tensor, inputs: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the logits (B, C) of inputs (B, ...) at ``theta``, differentiable."""
+        return functional_call(self.module, {**(buffers or self.buffers), **self.parameters_at(theta)}, (inputs,))
+
+
+def measured_activations(theta: Tensor, per_example: Callable[[Tensor, slice], Tensor], num_examples: int) -> int:
+    """Return the bytes that one example's graph keeps for a backward pass (weights not counted)."""
+    num = min(2, num_examples)
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        if tensor.dim() > 0 and tensor.shape[0] == num:  # per-example tensors; weights are shared
+            total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    point = theta.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        per_example(point, slice(0, num))
+    return max(total // num, 1)
