@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,9 @@ class ModelRisk:
         Bytes for the retained graphs of Hessian products; by default a quarter of what is free.
     chunk_size
         Examples per forward pass; by default from the measured size of the activations.
+    draws_per_example
+        How many rows of ``data`` are draws (augmentations) of one example, the same for all; ``class_counts`` counts
+        examples, not rows, and a class loss is the mean over both.
 
     Raises
     ------
@@ -97,6 +101,7 @@ class ModelRisk:
         calibration: Tensor | None = None,
         memory_budget: int | None = None,
         chunk_size: int | None = None,
+        draws_per_example: int = 1,
         attributes: Mapping[str, object] | None = None,
     ) -> None:
         own = private_copy(model)
@@ -116,6 +121,7 @@ class ModelRisk:
         with random_states_kept(self.device):
             num_outputs = count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
+        self.draws_per_example = draws_per_example
         self._set_classes(num_outputs, class_names, groups)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
         self.loss_name, self.loss = resolve_loss(loss, self.train_counts, device=self.device, dtype=self.dtype)
@@ -150,7 +156,12 @@ class ModelRisk:
     def _set_classes(
         self, num_outputs: int, class_names: Sequence[str] | None, groups: Mapping[str, Sequence[int]] | None
     ) -> None:
-        self.class_counts = self._examples.counts
+        num_rows = self._examples.counts
+        if self.draws_per_example < 1 or bool((num_rows % self.draws_per_example).any()):
+            raise LandscapeError(
+                f"draws_per_example: expected a number that divides the rows of every class, got {self.draws_per_example}"
+            )
+        self.class_counts = num_rows // self.draws_per_example
         self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_outputs)))
         if len(self.class_names) != num_outputs:
             raise LandscapeError(
@@ -227,8 +238,16 @@ class ModelRisk:
             raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
 
     def restricted(self, rows: Tensor) -> ModelRisk:
-        """Return the same risk on some rows of the class-sorted examples (ascending row numbers)."""
-        return self._sibling(self._examples.subset(rows), self.dtype)
+        """Return the same risk on some rows of the class-sorted examples (ascending), each of them an example."""
+        clone = self._sibling(self._examples.subset(rows), self.dtype)
+        clone.draws_per_example, clone.class_counts = 1, clone._examples.counts
+        return clone
+
+    def with_inputs(self, inputs: Tensor) -> ModelRisk:
+        """Return the same risk on other stored inputs (N, ...) in the place of the class-sorted ones; copies nothing."""
+        clone = copy.copy(self)
+        clone._examples = replace(self._examples, inputs=inputs)
+        return clone
 
     @differentiation()
     def _sibling(self, examples: Examples, dtype: torch.dtype) -> ModelRisk:
@@ -236,7 +255,6 @@ class ModelRisk:
         clone.dtype = dtype
         clone._model = copy.deepcopy(self._model).to(dtype)
         clone._examples = examples
-        clone.class_counts = examples.counts
         if isinstance(self.loss, nn.Module):
             clone.loss = copy.deepcopy(self.loss).to(dtype)
         clone._set_parameters(str(self._rebuild["params"]))
@@ -286,15 +304,15 @@ class ModelRisk:
                 values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
                 sums += values @ functional.one_hot(labels, num_classes).double()
         counts = torch.full((num_classes,), torch.nan, dtype=torch.float64)
-        counts[wanted] = self.class_counts[wanted].double()
+        counts[wanted] = self._examples.counts[wanted].double()
         means = sums.cpu() / counts
         return dict(zip(names, means))
 
     # ---- derivatives --------------------------------------------------------------------------------------------
 
     def _coefficients(self, weights: Tensor) -> Tensor:
-        """Return (B, N): example i enters lane b with weights[b, y_i] / n_{y_i}."""
-        per_class = weights.double().cpu() / self.class_counts.clamp_min(1)
+        """Return (B, N): row i enters lane b with weights[b, y_i] / (number of rows of class y_i)."""
+        per_class = weights.double().cpu() / self._examples.counts.clamp_min(1)
         return per_class.to(self.device)[:, self._examples.labels].to(self.dtype)
 
     def _support(self, row: Tensor) -> list[int]:
