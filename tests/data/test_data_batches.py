@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from landscape.data import Batches, load_dataset
-from landscape.data.batches import TRANSFORMS, augmented
+from landscape.data.augmentation import TRANSFORMS, augmented, frozen_draws
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 
@@ -63,10 +63,9 @@ def test_crops_and_flips_against_a_loop(pad):
 
 
 @pytest.mark.parametrize("augmentation", TRANSFORMS)
-def test_draws_cover_their_range_evenly(digits, augmentation):
+def test_draws_cover_their_range_evenly(augmentation):
     transform = TRANSFORMS[augmentation]
-    batches = Batches(replace(digits, augmentation=augmentation), batch_size=8, device="cpu", augment=True)
-    draws = batches._draw(20_000, stream(0, augmentation))
+    draws = transform.draw(20_000, stream(0, augmentation))
     places = 2 * transform.pad + 1
     for axis in range(2):
         counts = torch.bincount(draws[axis], minlength=places)
@@ -75,6 +74,20 @@ def test_draws_cover_their_range_evenly(digits, augmentation):
         assert ((counts - 20_000 / places).abs() < 5 * (20_000 / places) ** 0.5).all()
     flips = int(draws[2].sum())
     assert flips == 0 if not transform.has_flip else abs(flips - 10_000) < 5 * 5000**0.5
+
+
+def test_frozen_draws_repeat_every_image_with_draws_of_its_own(digits):
+    transform = TRANSFORMS["crop-flip"]
+    split = digits.train.take(torch.arange(20))
+    drawn = frozen_draws(split, transform, 3, stream(0, "draws"))
+    draws = transform.draw(60, stream(0, "draws"))
+    for i, image in enumerate(split.images):
+        own = drawn.images[3 * i : 3 * i + 3]
+        assert torch.equal(own, augmented(image.expand(3, -1, -1, -1), draws[:, 3 * i : 3 * i + 3], 4))
+        assert drawn.labels[3 * i : 3 * i + 3].tolist() == [int(split.labels[i])] * 3
+    assert len(torch.unique(draws, dim=1).T) > 40  # of 162 possible ones
+    with pytest.raises(LandscapeError, match="augment_draws: expected at least 1, got 0"):
+        frozen_draws(split, transform, 0, stream(0, "draws"))
 
 
 def test_without_augmentation_images_are_as_stored(digits):
