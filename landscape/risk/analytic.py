@@ -118,9 +118,10 @@ class AnalyticRisk:
             ]
 
         @differentiation()
-        def product(vectors: Tensor) -> Tensor:
+        def product(vectors: Tensor, lanes: Sequence[int] | None = None) -> Tensor:
             out = torch.zeros_like(vectors)
-            for b, gradient in enumerate(gradients):
+            for b, lane in enumerate(range(len(gradients)) if lanes is None else lanes):
+                gradient = gradients[lane]
                 if not gradient.requires_grad:  # a linear loss: its Hessian is zero
                     continue
                 for p, vector in enumerate(vectors[b]):

@@ -61,17 +61,20 @@ class ChunkedHessian:
         return gradient, point
 
     @differentiation()
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Return the products (B, P, n) with P vectors for each of B lanes."""
+    def __call__(self, vectors: Tensor, lanes: Sequence[int] | None = None) -> Tensor:
+        """Return the products (B', P, n) with P vectors for each of the lanes given (by default all B)."""
         out = torch.zeros(vectors.shape, dtype=torch.float64, device=vectors.device)
+        row_of = {lane: row for row, lane in enumerate(range(len(vectors)) if lanes is None else lanes)}
         for index, (lane, rows, coefficients) in enumerate(self._chunks):
+            if lane not in row_of:
+                continue
             kept = self._kept.get(index)
             gradient, point = kept if kept is not None else self._gradient(rows, coefficients)
             if not gradient.requires_grad:
                 continue
-            for p, vector in enumerate(vectors[lane]):
+            for p, vector in enumerate(vectors[row_of[lane]]):
                 (part,) = torch.autograd.grad(gradient, point, vector, retain_graph=True, materialize_grads=True)
-                out[lane, p] += part
+                out[row_of[lane], p] += part
         return out.to(vectors.dtype)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from landscape.layout import ParameterLayout
 
-HessianProduct = Callable[[Tensor], Tensor]
+
+class HessianProduct(Protocol):
+    """Products with the Hessians of B lanes, as :meth:`ClassRisk.hessian` yields them."""
+
+    def __call__(self, vectors: Tensor, lanes: Sequence[int] | None = None) -> Tensor:
+        """Return (B', P, n): row b holds the products of lane ``lanes[b]`` (by default of all B) with vectors[b]."""
+        ...
 
 
 class ClassRisk(Protocol):
