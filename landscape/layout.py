@@ -77,8 +77,8 @@ def choose_parameters(named: Mapping[str, Tensor], choice: str, *, head_name: st
     named
         All parameters of a model by dotted name.
     choice
-        ``"all"``, ``"head"`` (the classifier), ``"backbone"`` (all but the classifier), or a regular expression that
-        is searched for in each name.
+        ``"all"`` (also what training held fixed), ``"trainable"`` (those with ``requires_grad``), ``"head"`` (the
+        classifier), ``"backbone"`` (all but the classifier), or a regular expression that is searched for in each name.
     head_name
         Dotted name of the classifier module, None where the model has none that is recognised.
 
@@ -89,6 +89,11 @@ def choose_parameters(named: Mapping[str, Tensor], choice: str, *, head_name: st
     """
     if choice == "all":
         return dict(named)
+    if choice == "trainable":
+        trainable = {name: t for name, t in named.items() if t.requires_grad}
+        if not trainable:
+            raise LandscapeError("--params trainable: every parameter of the model is frozen; use --params all")
+        return trainable
     if choice in ("head", "backbone"):
         if head_name is None:
             raise LandscapeError(

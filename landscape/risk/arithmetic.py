@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -52,10 +54,13 @@ def precise_arithmetic() -> Iterator[None]:
     TF32 noise (about 1e-3) would swamp a ratio |lambda_min| / lambda_max of 0.01, and so would the bfloat16 products
     of autocast or of a lowered matmul precision; the fused attention kernels have no second derivative.
     """
-    cudnn = torch.backends.cudnn
+    cudnn, attention = torch.backends.cudnn, torch.backends.mha
     benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    has_fast_path = attention.get_fastpath_enabled()
     try:
         cudnn.benchmark, cudnn.deterministic = False, True
+        # The fast path is taken without gradients only, and gives other outputs at masked positions.
+        attention.set_fastpath_enabled(False)
         with (
             _full_precision(),
             torch.autocast("cpu", enabled=False),
@@ -65,6 +70,7 @@ def precise_arithmetic() -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+        attention.set_fastpath_enabled(has_fast_path)
 
 
 @contextmanager
@@ -84,3 +90,53 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+def has_recurrence(model: nn.Module) -> bool:
+    """Whether the model holds a recurrent layer with a fused kernel."""
+    return any(isinstance(layer, nn.RNNBase) for layer in model.modules())
+
+
+@contextmanager
+def plain_recurrence() -> Iterator[None]:
+    """Run recurrent layers step by step: cuDNN's have no second derivative, oneDNN's no forward derivative.
+
+    It is enough around the forward pass, which chooses the kernels of the backward passes too.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    enabled = cudnn.enabled, mkldnn.enabled
+    try:
+        cudnn.enabled, mkldnn.enabled = False, False
+        yield
+    finally:
+        cudnn.enabled, mkldnn.enabled = enabled
+
+
+@contextmanager
+def plain_checkpointing() -> Iterator[None]:
+    """Let ``torch.utils.checkpoint`` keep what it would recompute.
+
+    It would recompute with the weights that the module holds then, not those at which the loss was evaluated, and in
+    its re-entrant form it has no second derivative. Chunks bound the memory here.
+    """
+    module = torch.utils.checkpoint
+    plain = {"_checkpoint_without_reentrant_generator": _keeping_everything, "CheckpointFunction": _KeepingEverything}
+    own = {name: getattr(module, name) for name in plain if hasattr(module, name)}
+    try:
+        for name in own:
+            setattr(module, name, plain[name])
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(module, name, value)
+
+
+def _keeping_everything(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+class _KeepingEverything:
+    @staticmethod
+    def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        return function(*args)

@@ -1,13 +1,16 @@
-"""BatchNorm statistics recomputed at perturbed weights."""
+"""What BatchNorm layers normalise by: running statistics, recomputed ones, or those of the batch at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from landscape.risk.inputs import Inputs, call_with
 
 
 def _normalisations(model: nn.Module) -> dict[str, _NormBase]:
@@ -23,8 +26,26 @@ def has_running_statistics(model: nn.Module) -> bool:
     return bool(_normalisations(model))
 
 
+def batch_normalisations(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers by name; they mix the examples of a batch where they use its own statistics."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+@contextmanager
+def batch_statistics(layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let BatchNorm layers use the statistics of the batch, and neither read nor write their running ones."""
+    modes = [(layer.training, layer.track_running_stats) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer, (training, is_tracking) in zip(layers, modes):
+            layer.training, layer.track_running_stats = training, is_tracking
+
+
 @torch.no_grad()
-def recalibrate(model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def recalibrate(model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Inputs]) -> dict[str, Tensor]:
     """Return the buffers that ``model`` has at ``parameters`` after its BatchNorm statistics were recomputed.
 
     The cumulative average over fixed batches of equal weight, as :func:`torch.optim.swa_utils.update_bn` computes it,
@@ -45,7 +66,8 @@ def recalibrate(model: nn.Module, parameters: Mapping[str, Tensor], batches: Ite
         layer.train()
     try:
         for batch in batches:
-            functional_call(model, {**parameters, **buffers}, (batch,))  # writes the statistics into ``buffers``
+            # Writes the statistics into ``buffers``.
+            call_with(lambda *args, **named: functional_call(model, {**parameters, **buffers}, args, named), batch)
     finally:
         for layer, momentum, mode in zip(layers.values(), momenta, modes):
             layer.momentum = momentum

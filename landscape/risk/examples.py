@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.risk.inputs import Inputs, as_inputs, joined, moved, num_rows, rows_of, shape_of
 
-Transform = Callable[[Tensor, torch.dtype], Tensor]
+Transform = Callable[[Any, torch.dtype], Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Examples:
     of the analysis; it must be deterministic.
     """
 
-    inputs: Tensor  # (N, ...)
+    inputs: Inputs  # (N, ...)
     labels: Tensor  # (N,) int64, ascending
     offsets: tuple[int, ...]  # (C + 1,)
     transform: Transform | None = None
@@ -32,7 +33,7 @@ class Examples:
     @classmethod
     def of(
         cls,
-        inputs: Tensor,
+        inputs: Inputs,
         labels: Tensor,
         *,
         num_classes: int,
@@ -48,16 +49,16 @@ class Examples:
         order = torch.argsort(labels, stable=True)
         counts = torch.bincount(labels, minlength=num_classes)
         offsets = (0, *torch.cumsum(counts, 0).tolist())
-        return cls(inputs[order].to(device), labels[order].to(device), offsets, transform)
+        return cls(moved(rows_of(inputs, order), device), labels[order].to(device), offsets, transform)
 
     @property
     def counts(self) -> Tensor:
         """(C,) examples per class, on the CPU."""
         return torch.tensor(self.offsets).diff()
 
-    def read(self, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
+    def read(self, rows: slice | Tensor, dtype: torch.dtype) -> Inputs:
         """Return the model inputs of some rows in ``dtype``."""
-        return as_model_inputs(self.inputs[rows], self.transform, dtype)
+        return as_model_inputs(rows_of(self.inputs, rows), self.transform, dtype)
 
     def chunks(self, classes: Sequence[int], size: int) -> Iterator[slice]:
         """Yield row ranges of at most ``size`` rows that cover the given classes, merging neighbours."""
@@ -80,43 +81,70 @@ class Examples:
         """Return the examples of ascending row numbers."""
         labels = self.labels[rows]
         counts = torch.bincount(labels.cpu(), minlength=len(self.offsets) - 1)
-        return Examples(self.inputs[rows], labels, (0, *torch.cumsum(counts, 0).tolist()), self.transform)
+        return Examples(rows_of(self.inputs, rows), labels, (0, *torch.cumsum(counts, 0).tolist()), self.transform)
 
 
-def as_model_inputs(stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> Tensor:
+def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> Inputs:
     """Return what the model reads: transformed, or in ``dtype`` where floating (token numbers stay integers)."""
     if transform is not None:
         return transform(stored, dtype)
+    if isinstance(stored, dict):
+        return {name: t.to(dtype) if t.is_floating_point() else t for name, t in stored.items()}
     return stored.to(dtype) if stored.is_floating_point() else stored
 
 
-def read_examples(data: Any) -> tuple[Tensor, Tensor]:
-    """Return inputs (N, ...) and labels (N,) of a pair of tensors, an object with images and labels, or batches.
+def read_examples(data: Any) -> tuple[Inputs, Tensor]:
+    """Return inputs (N, ...) and labels (N,) of what people call data.
 
-    Batches (a DataLoader, say) are read once, so augmentation in them is frozen at that one draw.
+    Taken are a pair of tensors, an object with images and labels, and batches; in the place of a tensor of inputs a
+    mapping of named tensors, which may hold the labels itself (as ``labels`` or ``label``). Batches (a DataLoader,
+    say) are read once, so augmentation in them is frozen at that one draw.
     """
     if hasattr(data, "images") and hasattr(data, "labels"):
-        inputs, labels = data.images, data.labels
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(x, (Tensor, np.ndarray)) for x in data):
-        inputs, labels = map(torch.as_tensor, data)
+        inputs, labels = as_inputs(data.images), torch.as_tensor(data.labels)
+    elif isinstance(data, Mapping) or _is_pair(data):
+        inputs, labels = _pair(data)
     elif isinstance(data, Iterable):
-        batches = [(torch.as_tensor(batch[0]), torch.as_tensor(batch[1])) for batch in data]
+        batches = [_pair(batch) for batch in data]
         if not batches:
             raise LandscapeError("the data are empty: expected at least one batch (inputs, labels)")
-        inputs = torch.cat([batch[0] for batch in batches])
+        inputs = joined([batch[0] for batch in batches])
         labels = torch.cat([batch[1] for batch in batches])
     else:
         raise LandscapeError(
             f"expected data as (inputs, labels) tensors, a data split or an iterable of batches, got {type(data).__name__}"
         )
-    if labels.dim() != 1 or len(labels) != len(inputs) or labels.is_floating_point():
+    if labels.dim() != 1 or len(labels) != num_rows(inputs) or labels.is_floating_point():
         raise LandscapeError(
             f"expected integer labels (N,) beside inputs (N, ...), got labels {tuple(labels.shape)} {labels.dtype} "
-            f"and inputs {tuple(inputs.shape)}"
+            f"and inputs {shape_of(inputs)}"
         )
     if len(labels) == 0:
         raise LandscapeError("the data are empty: expected at least one example")
     return inputs, labels.long().cpu()
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether the data are (inputs, labels) rather than a list of two batches."""
+    return (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and isinstance(data[0], (Tensor, np.ndarray, Mapping))
+        and isinstance(data[1], (Tensor, np.ndarray))
+    )
+
+
+def _pair(batch: Any) -> tuple[Inputs, Tensor]:
+    """Return inputs and labels of (inputs, labels), or of a mapping that holds its labels."""
+    if not isinstance(batch, Mapping):
+        return as_inputs(batch[0]), torch.as_tensor(batch[1])
+    key = next((key for key in ("labels", "label") if key in batch), None)
+    if key is None:
+        raise LandscapeError(
+            f"expected labels beside named inputs, got only {', '.join(map(str, batch))}: "
+            "pass (inputs, labels), or add the entry 'labels'"
+        )
+    return as_inputs({name: entry for name, entry in batch.items() if name != key}), torch.as_tensor(batch[key])
 
 
 def limit_per_class(labels: Tensor, limit: int) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.losses import build_loss
+from landscape.risk.arithmetic import plain_checkpointing
 from landscape.risk.examples import Transform, as_model_inputs
+from landscape.risk.inputs import Inputs, call_with, logits_in, rows_of, shape_of
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,7 +28,13 @@ def private_copy(model: nn.Module) -> nn.Module:
             inner = inner.module
         else:
             break
-    return copy.deepcopy(inner).eval().requires_grad_(False)
+    return copied(inner).eval()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy; tensors that hooks left in it (older weight and spectral norms) are copied without their graphs."""
+    derived = [value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived if not value.is_leaf})
 
 
 def require_finite(model: nn.Module) -> None:
@@ -41,19 +49,20 @@ def require_finite(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def count_outputs(model: nn.Module, stored: Tensor, transform: Transform | None, dtype: torch.dtype) -> int:
-    """Return the number of logits of one stored input; LandscapeError if the model does not take it or return logits."""
+def count_outputs(model: nn.Module, stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> int:
+    """Return the number of logits of stored inputs; LandscapeError if the model does not take them or return logits."""
     inputs = as_model_inputs(stored, transform, dtype)
     try:
-        logits = model(inputs)
+        with plain_checkpointing():
+            logits = logits_in(call_with(model, inputs))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first_line = str(error).splitlines()[0]
         raise LandscapeError(
-            f"the model does not accept inputs of shape {tuple(inputs.shape)}: {first_line}"
+            f"the model does not accept inputs of shape {shape_of(rows_of(inputs, slice(0, 1)))}: {first_line}"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LandscapeError(f"expected logits (batch, classes) from the model, got {shape}")
+        got = str((1, *logits.shape[1:])) if isinstance(logits, Tensor) else type(logits).__name__
+        raise LandscapeError(f"expected logits (batch, classes) from the model, got {got}")
     return logits.shape[1]
 
 

@@ -16,7 +16,8 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import has_running_statistics, recalibrate
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
-from landscape.risk.intake import PerExampleLoss, count_outputs, private_copy, require_finite, resolve_loss
+from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
+from landscape.risk.intake import PerExampleLoss, copied, count_outputs, private_copy, require_finite, resolve_loss
 from landscape.risk.lanes import require_members
 from landscape.risk.network import Network, measured_activations
 from landscape.risk.products import Chunk, ChunkedHessian
@@ -42,13 +43,15 @@ class ModelRisk:
     Parameters
     ----------
     model
-        Maps inputs (B, ...) to logits (B, C). A compiled or data-parallel wrapper is taken off.
+        Maps inputs (B, ...) to logits (B, C), or to an object or collection that holds them (``.logits``, or the first
+        entry). A compiled or data-parallel wrapper is taken off.
     data
-        ``(inputs, labels)`` tensors, a :class:`landscape.data.Split`, or an iterable of such batches, read once.
+        ``(inputs, labels)`` tensors, a :class:`landscape.data.Split`, or an iterable of such batches, read once. Inputs
+        may be a dictionary of tensors, which the model takes as keywords.
     loss
         A name in :data:`landscape.losses.LOSSES`, or a callable (logits (B, C), labels (B,)) -> (B,) per example.
     params
-        ``"all"``, ``"head"``, ``"backbone"`` or a regular expression on parameter names.
+        ``"all"``, ``"trainable"``, ``"head"``, ``"backbone"`` or a regular expression on parameter names.
     transform
         Optional map (stored inputs, dtype) -> model inputs, applied chunk by chunk.
     dtype
@@ -98,7 +101,7 @@ class ModelRisk:
         class_names: Sequence[str] | None = None,
         train_counts: Sequence[int] | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
-        calibration: Tensor | None = None,
+        calibration: Inputs | None = None,
         memory_budget: int | None = None,
         chunk_size: int | None = None,
         draws_per_example: int = 1,
@@ -118,8 +121,9 @@ class ModelRisk:
         self._model = own.to(device=self.device, dtype=self.dtype)
         require_finite(self._model)
         inputs, labels = read_examples(data)
+        first_two = rows_of(inputs, slice(0, 2))  # two, for a layer that wants more than one
         with random_states_kept(self.device):
-            num_outputs = count_outputs(self._model, inputs[:1].to(self.device), transform, self.dtype)
+            num_outputs = count_outputs(self._model, moved(first_two, self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self.draws_per_example = draws_per_example
         self._set_classes(num_outputs, class_names, groups)
@@ -128,7 +132,7 @@ class ModelRisk:
         self._set_parameters(params)
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
-        self._calibration = self._examples.inputs if calibration is None else calibration.to(self.device)
+        self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         self._policy: BatchNormPolicy = "frozen"
         with random_states_kept(self.device):
             self._bytes_per_example = measured_activations(self.theta, self.per_example, len(labels))
@@ -177,7 +181,7 @@ class ModelRisk:
     @property
     def inputs_per_example(self) -> int:
         """Numbers in one stored input."""
-        return self._examples.inputs[0].numel()
+        return num_entries(self._examples.inputs)
 
     @property
     def chunk_size(self) -> int:
@@ -217,16 +221,16 @@ class ModelRisk:
         clone = self._sibling(self._examples, self.dtype)
         clone._policy = policy
         clone.attributes["batchnorm"] = (
-            policy if policy == "frozen" else f"recalibrated on {len(self._calibration)} examples at every point"
+            policy if policy == "frozen" else f"recalibrated on {num_rows(self._calibration)} examples at every point"
         )
         return clone
 
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
         if self._policy == "frozen":
             return self._network.buffers
-        num_batches = -(-len(self._calibration) // self.chunk_size)
+        num_batches = -(-num_rows(self._calibration) // self.chunk_size)
         # Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
-        stored = [self._calibration[start::num_batches] for start in range(num_batches)]
+        stored = [rows_of(self._calibration, slice(start, None, num_batches)) for start in range(num_batches)]
         return recalibrate(
             self._model,
             self._network.parameters_at(theta),
@@ -243,7 +247,7 @@ class ModelRisk:
         clone.draws_per_example, clone.class_counts = 1, clone._examples.counts
         return clone
 
-    def with_inputs(self, inputs: Tensor) -> ModelRisk:
+    def with_inputs(self, inputs: Inputs) -> ModelRisk:
         """Return the same risk on other stored inputs (N, ...) in the place of the class-sorted ones; copies nothing."""
         clone = copy.copy(self)
         clone._examples = replace(self._examples, inputs=inputs)
@@ -253,7 +257,7 @@ class ModelRisk:
     def _sibling(self, examples: Examples, dtype: torch.dtype) -> ModelRisk:
         clone = copy.copy(self)
         clone.dtype = dtype
-        clone._model = copy.deepcopy(self._model).to(dtype)
+        clone._model = copied(self._model).to(dtype)
         clone._examples = examples
         if isinstance(self.loss, nn.Module):
             clone.loss = copy.deepcopy(self.loss).to(dtype)

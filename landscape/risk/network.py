@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout, choose_parameters
 from landscape.models import NormedLinear, find_head
+from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
+from landscape.risk.batchnorm import batch_normalisations, batch_statistics
+from landscape.risk.inputs import Inputs, call_with, logits_in
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,11 @@ class Network:
     theta: Tensor  # (n,) the chosen parameters as they are in the module
     frozen: dict[str, Tensor]  # the parameters that were not chosen
     buffers: dict[str, Tensor]
+    batch_layers: tuple[_BatchNorm, ...]  # those that use the statistics of the batch
+    has_recurrence: bool
 
     @classmethod
-    def of(cls, module: nn.Module, params: str) -> Network:
+    def of(cls, module: nn.Module, params: str, *, uses_batch_statistics: bool = False) -> Network:
         """Choose parameters of a module by :func:`landscape.layout.choose_parameters`."""
         named = dict(module.named_parameters())
         try:
@@ -41,15 +49,23 @@ class Network:
         layout = ParameterLayout.of(chosen, filter_dims=filter_dims)
         theta = layout.flatten([t.detach() for t in chosen.values()])
         frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
-        return cls(module, layout, theta, frozen, dict(module.named_buffers()))
+        layers = tuple(batch_normalisations(module).values()) if uses_batch_statistics else ()
+        return cls(module, layout, theta, frozen, dict(module.named_buffers()), layers, has_recurrence(module))
 
     def parameters_at(self, theta: Tensor) -> dict[str, Tensor]:
         """Return all parameters by name, the chosen ones as views of ``theta`` (n,)."""
         return {**self.frozen, **self.layout.named(theta)}
 
-    def logits(self, theta: Tensor, inputs: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
-        """Return the logits (B, C) of inputs (B, ...) at ``theta``, differentiable."""
-        return functional_call(self.module, {**(buffers or self.buffers), **self.parameters_at(theta)}, (inputs,))
+    def logits(self, theta: Tensor, inputs: Inputs, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        """Return the logits (B, C) of inputs (B, ...) at ``theta``, differentiable twice."""
+        tensors = {**(buffers or self.buffers), **self.parameters_at(theta)}
+
+        def forward(*args: Tensor, **named: Tensor) -> Any:
+            return functional_call(self.module, tensors, args, named)
+
+        recurrence = plain_recurrence() if self.has_recurrence else nullcontext()
+        with plain_checkpointing(), recurrence, batch_statistics(self.batch_layers):
+            return logits_in(call_with(forward, inputs))
 
 
 def measured_activations(theta: Tensor, per_example: Callable[[Tensor, slice], Tensor], num_examples: int) -> int:

@@ -1,0 +1,85 @@
+"""What a model is fed: one tensor, or named tensors that a language model, say, takes as keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+def as_inputs(value: Any) -> Inputs:
+    """Return tensors (N, ...) of an array, or of a mapping from keyword to array; LandscapeError where N differs."""
+    if not isinstance(value, Mapping):
+        return torch.as_tensor(value)
+    tensors: dict[str, Tensor] = {}
+    for name, entry in value.items():
+        try:
+            tensors[str(name)] = torch.as_tensor(entry)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LandscapeError(
+                f"input '{name}': expected a tensor (N, ...), got {type(entry).__name__}; pad the examples to one shape"
+            ) from error
+    if not tensors:
+        raise LandscapeError("the inputs are an empty mapping: expected at least one tensor (N, ...)")
+    if len({t.shape[:1] for t in tensors.values()}) > 1 or any(t.dim() == 0 for t in tensors.values()):
+        raise LandscapeError(f"inputs: expected the same number of examples in every entry, got {shape_of(tensors)}")
+    return tensors
+
+
+def rows_of(inputs: Inputs, rows: slice | Tensor) -> Inputs:
+    """Return some rows of the inputs."""
+    return {name: t[rows] for name, t in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+
+
+def num_rows(inputs: Inputs) -> int:
+    """Return N."""
+    return len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
+
+
+def num_entries(inputs: Inputs) -> int:
+    """Return the numbers in one row."""
+    return sum(t[0].numel() for t in inputs.values()) if isinstance(inputs, dict) else inputs[0].numel()
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return the inputs on a device."""
+    return {name: t.to(device) for name, t in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
+
+
+def joined(batches: Sequence[Inputs]) -> Inputs:
+    """Return the batches' rows one after the other."""
+    first = batches[0]
+    if not isinstance(first, dict):
+        return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+    return {name: torch.cat([batch[name] for batch in batches if isinstance(batch, dict)]) for name in first}
+
+
+def shape_of(inputs: Inputs) -> str:
+    """Return the shapes, for messages."""
+    if not isinstance(inputs, dict):
+        return str(tuple(inputs.shape))
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in inputs.items())
+
+
+def call_with(function: Callable[..., Any], inputs: Inputs) -> Any:
+    """Call a model with its tensor, or with its named tensors as keywords."""
+    return function(**inputs) if isinstance(inputs, dict) else function(inputs)
+
+
+def logits_in(output: Any) -> Any:
+    """Return the logits of a model's output: the tensor itself, its ``logits``, or the first entry of a collection."""
+    if isinstance(output, Tensor):
+        return output
+    if getattr(output, "logits", None) is not None:
+        return output.logits
+    if isinstance(output, Mapping) and output:
+        return output["logits"] if "logits" in output else next(iter(output.values()))
+    if isinstance(output, (tuple, list)) and output:
+        return output[0]
+    return output
