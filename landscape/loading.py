@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from landscape.checkpoint import Checkpoint, infer_architecture, load_weights, read_checkpoint
-from landscape.data import Dataset, load_dataset
+from landscape.data import Dataset, Split, load_dataset
+from landscape.data.augmentation import TRANSFORMS, find_transform, frozen_draws
 from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model
+from landscape.randomness import stream
 from landscape.risk import ModelRisk
+from landscape.risk.augmented import RedrawnRisk
 from landscape.risk.examples import limit_per_class
 from landscape.training import resolve_device
 
@@ -23,6 +26,7 @@ from landscape.training import resolve_device
 CALIBRATION_EXAMPLES = 2000
 
 SplitName = Literal["train", "test"]
+AugmentChoice = Literal["none", "frozen", "redraw"]
 
 # What a checkpoint's record may hold where it is used, and the arguments of load_dataset in it.
 RECORD_TYPES: dict[str, type] = {"model": str, "head": str, "loss": str, "loss_options": dict}
@@ -47,6 +51,10 @@ class CheckpointSource:
         ``train`` or ``test``; the first N examples of each class in file order.
     loss
         ``"own"`` (the training loss, plain cross-entropy for a file of others), or a name in ``LOSSES``.
+    augment, augment_draws, augment_seed
+        ``none`` studies the images as stored; ``frozen`` averages the loss over ``augment_draws`` fixed draws of the data
+        set's own training augmentation for every image; ``redraw`` draws anew at every evaluation, which imitates the
+        published protocol and is no function. ``augment_seed`` is the root of the draws.
     params
         ``all``, ``head``, ``backbone`` or a regular expression.
     dtype, device
@@ -65,6 +73,9 @@ class CheckpointSource:
     split: SplitName = "train"
     max_per_class: int | None = None
     loss: str = "own"
+    augment: AugmentChoice = "none"
+    augment_draws: int = 4
+    augment_seed: int = 0
     params: str = "all"
     dtype: str = "float32"
     device: str = "auto"
@@ -72,6 +83,10 @@ class CheckpointSource:
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
             raise unknown_name("split", self.split, ("train", "test"))
+        if self.augment not in get_args(AugmentChoice):
+            raise unknown_name("augment", self.augment, get_args(AugmentChoice))
+        if self.augment_draws < 1:
+            raise LandscapeError(f"--augment-draws: expected at least 1, got {self.augment_draws}")
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("dtype", self.dtype, ("float32", "float64"))
         if self.max_per_class is not None and self.max_per_class < 1:
@@ -162,12 +177,16 @@ def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any
     )
 
 
-def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
-    """Return the risk of a loaded checkpoint on the split and with the loss that ``source`` names."""
+def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | RedrawnRisk:
+    """Return the risk of a loaded checkpoint on the split, with the loss and augmentation that ``source`` names.
+
+    Raises
+    ------
+    LandscapeError
+        If the data do not fit the network, or augmentation is asked for and the data set has none.
+    """
     dataset, spec = loaded.dataset, loaded.spec
-    split = dataset.train if source.split == "train" else dataset.test
-    if source.max_per_class is not None:
-        split = split.take(limit_per_class(split.labels, source.max_per_class))
+    split, num_draws, augmentation = _split_under_study(dataset, source)
     trained = spec.get("loss", "ce")
     name = trained if source.loss == "own" else source.loss
     options = spec.get("loss_options", {}) if name == trained else {}
@@ -178,7 +197,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
         loss.name = name
     per_class = -(-CALIBRATION_EXAMPLES // dataset.num_classes)
     calibration = dataset.train.take(limit_per_class(dataset.train.labels, per_class)).images
-    return ModelRisk(
+    risk = ModelRisk(
         loaded.model,
         split,
         loss=loss,
@@ -190,6 +209,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
         train_counts=counts,
         groups=dataset.groups.members,
         calibration=calibration,
+        draws_per_example=num_draws,
         attributes={
             "checkpoint": Path(source.path).name,
             "checkpoint_sha256": loaded.checkpoint.sha256,
@@ -198,13 +218,38 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk:
             "split": source.split,
             "max_per_class": source.max_per_class or 0,
             "group_rule": dataset.groups.rule,
-            "augmentation": "none",
+            "augmentation": augmentation,
             "optimizer": spec.get("optimizer", "unknown"),
         },
     )
+    if source.augment == "redraw":
+        return RedrawnRisk(risk, find_transform(dataset).redraw, seed=source.augment_seed)
+    return risk
 
 
-def load_risk(path: str | Path, **overrides: Any) -> ModelRisk:
+def _split_under_study(dataset: Dataset, source: CheckpointSource) -> tuple[Split, int, str]:
+    """Return the images, how many draws there are of each, and the augmentation in words."""
+    split = dataset.train if source.split == "train" else dataset.test
+    kept = torch.arange(len(split))
+    if source.max_per_class is not None:
+        kept = limit_per_class(split.labels, source.max_per_class)
+    if source.augment == "none":
+        return split.take(kept), 1, "none"
+    transform = find_transform(dataset)
+    if transform == TRANSFORMS["none"]:
+        raise LandscapeError(
+            f"--augment {source.augment}: the data set {dataset.name} is trained without augmentation; choose --augment none"
+        )
+    if source.augment == "redraw":
+        return split.take(kept), 1, f"redraw, {dataset.augmentation}"
+    num_draws, seed = source.augment_draws, source.augment_seed
+    # Of the whole split, so that an image keeps its draws whatever --max-per-class says.
+    draws = transform.draw(len(split) * num_draws, stream(seed, f"augment/frozen/{source.split}"))
+    frozen = frozen_draws(split.take(kept), transform, draws.view(3, len(split), num_draws)[:, kept])
+    return frozen, num_draws, f"frozen, {num_draws} draws of {dataset.augmentation}, seed {seed}"
+
+
+def load_risk(path: str | Path, **overrides: Any) -> ModelRisk | RedrawnRisk:
     """Load a checkpoint as a risk: weights, network, data and loss in one call.
 
     Parameters
@@ -218,7 +263,7 @@ def load_risk(path: str | Path, **overrides: Any) -> ModelRisk:
     Returns
     -------
     ModelRisk
-        Ready for the measurements.
+        Ready for the measurements; a :class:`landscape.risk.augmented.RedrawnRisk` for ``augment="redraw"``.
 
     Raises
     ------

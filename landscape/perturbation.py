@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.augmented import require_fixed
 
 Progress = Callable[[int, int, str], None]
 
@@ -208,7 +209,7 @@ def measure_perturbation(
     Raises
     ------
     LandscapeError
-        For an unknown or empty lane.
+        For an unknown or empty lane, or inputs that are augmented anew at every evaluation.
 
     Examples
     --------
@@ -223,6 +224,7 @@ def measure_perturbation(
     Sources: "random perturbation, five times" of Zhou et al. (CVPR 2023), whose scale is not public: both an absolute
     and a relative one are offered; filter normalisation of Li et al. (NeurIPS 2018).
     """
+    require_fixed(risk, "a perturbation analysis")
     chosen = lanes_of(risk, lanes, group_average=group_average)
     settings = options or PerturbationOptions()
     num_pairs = settings.num_draws // 2

@@ -16,6 +16,7 @@ from landscape.perturbation import class_losses, lane_means, random_direction
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.augmented import require_fixed
 
 Progress = Callable[[int, int, str], None]
 Kind = Literal["line", "plane"]
@@ -169,7 +170,8 @@ def measure_surface(
     Raises
     ------
     LandscapeError
-        For bad coordinates or directions, an unknown lane, or recalibration of a model without BatchNorm.
+        For bad coordinates or directions, an unknown lane, recalibration of a model without BatchNorm, or inputs that
+        are augmented anew at every evaluation.
 
     Examples
     --------
@@ -182,6 +184,7 @@ def measure_surface(
     """
     if kind not in KINDS:
         raise unknown_name("kind of surface", kind, KINDS)
+    require_fixed(risk, "a surface")
     if batchnorm != "frozen":
         if not hasattr(risk, "with_batchnorm"):
             raise LandscapeError(f"batchnorm '{batchnorm}': this risk is not a network's; use 'frozen'")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@opt.takes(opt.data_options, opt.examples_options, split="test")
+@opt.takes(opt.data_options, opt.examples_options, opt.augment_options, split="test")
 def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
     """Show what is in a checkpoint: architecture, how it was trained, loss and accuracy per class and group."""
     from landscape.checkpoint import infer_architecture, read_checkpoint

@@ -103,6 +103,16 @@ def examples_options(
     """Options that choose the examples and the loss under study."""
 
 
+def augment_options(
+    augment: Annotated[
+        str,
+        _option("--augment", "none, frozen (mean over fixed draws) or redraw (as published, no verdict).", ANALYSIS),
+    ] = "none",
+    augment_draws: Annotated[int, _option("--augment-draws", "Fixed draws of each image for frozen.", ANALYSIS)] = 4,
+) -> None:
+    """Options that choose the augmentation of the images under study."""
+
+
 def lanes_options(
     preset: Annotated[str, _option("--preset", "quick, standard or full.", ANALYSIS)] = "quick",
     lanes: Annotated[
@@ -124,7 +134,7 @@ def weights_options(
     """Options of the analyses of one checkpoint."""
 
 
-ANALYSES = (data_options, examples_options, lanes_options, weights_options)
+ANALYSES = (data_options, examples_options, augment_options, lanes_options, weights_options)
 
 
 def takes(*templates: Callable[..., None], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -205,12 +215,13 @@ def checkpoint_source(path: Path, given: dict[str, Any]) -> CheckpointSource:
     from landscape.loading import CheckpointSource
 
     fields = ["model", "head", "dataset", "data_dir", "imbalance_ratio", "group_rule"]
-    fields += ["split", "max_per_class", "params", "dtype", "device"]
+    fields += ["split", "max_per_class", "augment", "augment_draws", "params", "dtype", "device"]
     return CheckpointSource(
         path,
         mean=parse_numbers(given.get("mean"), "--mean"),
         std=parse_numbers(given.get("std"), "--std"),
         loss=given.get("objective", "own"),
+        augment_seed=given.get("seed", 0),
         **{name: given[name] for name in fields if name in given},
     )
 

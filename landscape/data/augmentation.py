@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.data.dataset import Dataset, Split
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def augmented(images: Tensor, draws: Tensor, pad: int) -> Tensor:
     return padded[b, c, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def frozen_draws(split: Split, transform: Transform, num_draws: int, generator: torch.Generator) -> Split:
-    """Return every image of a split ``num_draws`` times, each time with an augmentation of its own, drawn once.
+def frozen_draws(split: Split, transform: Transform, draws: Tensor) -> Split:
+    """Return every image of a split R times, each time with an augmentation of its own.
 
     Parameters
     ----------
@@ -85,29 +85,21 @@ def frozen_draws(split: Split, transform: Transform, num_draws: int, generator: 
         N images.
     transform
         From :func:`find_transform`.
-    num_draws
-        R, at least 1.
-    generator
-        A CPU generator.
+    draws
+        (3, N, R) int64: those of :meth:`Transform.draw`, R for each image.
 
     Returns
     -------
     Split
-        R N images; rows R i to R i + R - 1 are the draws of image i.
-
-    Raises
-    ------
-    LandscapeError
-        If ``num_draws`` is below 1.
+        N R images; rows R i to R i + R - 1 are the draws of image i.
 
     Examples
     --------
     >>> split = Split(torch.ones(2, 1, 3, 3, dtype=torch.uint8), torch.tensor([0, 1]))
-    >>> drawn = frozen_draws(split, TRANSFORMS["shift"], 3, torch.Generator().manual_seed(0))
+    >>> draws = TRANSFORMS["shift"].draw(6, torch.Generator().manual_seed(0)).view(3, 2, 3)
+    >>> drawn = frozen_draws(split, TRANSFORMS["shift"], draws)
     >>> tuple(drawn.images.shape), drawn.labels.tolist()
     ((6, 1, 3, 3), [0, 0, 0, 1, 1, 1])
     """
-    if num_draws < 1:
-        raise LandscapeError(f"augment_draws: expected at least 1, got {num_draws}")
-    images = split.images.repeat_interleave(num_draws, 0)
-    return Split(transform.redraw(images, generator), split.labels.repeat_interleave(num_draws, 0))
+    images, labels = (tensor.repeat_interleave(draws.shape[2], 0) for tensor in (split.images, split.labels))
+    return Split(transform.apply(images, draws.flatten(1)), labels)
