@@ -31,10 +31,15 @@ class RedrawnRisk:
     base
         The risk on the stored inputs; its own proof of determinism holds for every single draw.
     redraw
-        Augments stored inputs, :meth:`landscape.data.augmentation.Transform.redraw` for instance.
+        Augments stored inputs (M, ...), :meth:`landscape.data.augmentation.Transform.redraw` for instance.
     seed
         Root of the draws. Call k of the whole object (whatever it evaluates) uses the stream ``augment/call=k``, so
         that a run as a whole repeats.
+
+    Raises
+    ------
+    LandscapeError
+        If the inputs are not one tensor.
 
     Examples
     --------
@@ -47,7 +52,10 @@ class RedrawnRisk:
     is_fixed = False
 
     def __init__(self, base: ModelRisk, redraw: Redraw, *, seed: int = 0) -> None:
-        self._base = base
+        stored = base._examples.inputs
+        if not isinstance(stored, Tensor):
+            raise LandscapeError("redrawn augmentation: expected inputs in one tensor, got named tensors")
+        self._base, self._stored = base, stored
         self._redraw = redraw
         self._seed = seed
         self._calls = itertools.count()
@@ -82,10 +90,10 @@ class RedrawnRisk:
         examples = self._base._examples
         wanted = range(len(self.class_names)) if classes is None else sorted(set(classes))
         rows = torch.cat([torch.arange(examples.offsets[c], examples.offsets[c + 1]) for c in wanted])
-        rows = rows.to(examples.inputs.device)
+        rows = rows.to(self._stored.device)
         generator = stream(self._seed, f"augment/call={next(self._calls)}")
-        inputs = torch.zeros_like(examples.inputs)
-        inputs[rows] = self._redraw(examples.inputs[rows], generator)
+        inputs = torch.zeros_like(self._stored)
+        inputs[rows] = self._redraw(self._stored[rows], generator)
         return self._base.with_inputs(inputs)
 
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
