@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -152,7 +153,8 @@ def per_example_curvatures(risk: ClassRisk, row: Tensor, v: Tensor) -> np.ndarra
     Returns
     -------
     numpy.ndarray or None
-        (n_lane,) float64 in the order of the risk's examples; None for a risk without examples.
+        (n_lane,) float64 in the order of the risk's rows (several per example where it holds redrawn ones); None for a
+        risk without examples.
     """
     if not hasattr(risk, "per_example"):
         return None
@@ -189,7 +191,10 @@ def _along_line(
         return torch.func.jvp(losses, (s,), (one,))[1]
 
     try:
-        return torch.func.jvp(slopes, (zero,), (one,))[1]
+        with warnings.catch_warnings():
+            # PyTorch scripts its own derivative formulas on first use, and warns about that.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.script`", category=DeprecationWarning)
+            return torch.func.jvp(slopes, (zero,), (one,))[1]
     except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
         return _by_backward(per_example, theta, direction, rows)
 
