@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape.risk.arithmetic import differentiation
+from landscape.risk.kernels import TwiceDifferentiable
 
 # A chunk of one lane's weighted sum: the lane, its rows of examples, and the rows' coefficients in the lane.
 Chunk = tuple[int, slice, Tensor]
@@ -54,7 +55,8 @@ class ChunkedHessian:
     def _gradient(self, rows: slice, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chunk's gradient with its graph, and the point it depends on."""
         point = self._theta.clone().requires_grad_()
-        losses = self._per_example(point, rows)
+        with TwiceDifferentiable():
+            losses = self._per_example(point, rows)
         if not losses.requires_grad:  # the model does not use the chosen parameters
             return torch.zeros_like(point), point
         (gradient,) = torch.autograd.grad(losses, point, coefficients, create_graph=True, materialize_grads=True)
