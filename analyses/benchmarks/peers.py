@@ -1,0 +1,364 @@
+"""The per-class protocol and single Hessian products, side by side with the peers in one run.
+
+    python -m analyses.benchmarks.peers --data-dir DIR --checkpoint FILE --out CSV
+
+A ResNet-20 that somebody else trained, real CIFAR-10 test images, ten classes, float32. For each number of images per
+class: lambda_min, lambda_max, trace and density of every class by PyHessian (``eigenvalues()``, ``trace()``,
+``density(100)``, its removed ``torch.eig`` bridged) and by ``landscape.measure_spectrum``, in turn, with the errors of
+both against float64 references; then one product of each library. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import pickle
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analyses.benchmarks.reference_spectra import ReferenceSpectrum, distance, reference_spectrum
+from landscape.loading import load_risk
+from landscape.randomness import stream
+from landscape.risk import ModelRisk
+from landscape.spectrum import SpectrumOptions, measure_spectrum
+from landscape.spectrum.bridge import bridged
+from landscape.spectrum.pyhessian import trainable_copy
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PRODUCT_TOLERANCE = 1e-5
+QUANTITIES = ("lambda_min", "lambda_max", "trace", "density")
+COLUMNS = (
+    "row",
+    "images_per_class",
+    "peer",
+    "quantity",
+    "theirs",
+    "ours",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "repeats",
+    "note",
+)
+PHASES = ("build", "eigenvalues", "trace", "density")
+
+Batch = tuple[Tensor, Tensor]
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def class_batch(risk: ModelRisk, c: int) -> Batch:
+    examples = risk._examples
+    rows = slice(examples.offsets[c], examples.offsets[c + 1])
+    inputs: Any = examples.read(rows, risk.dtype)
+    return inputs, examples.labels[rows]
+
+
+# ---- the whole protocol -----------------------------------------------------------------------------------------------
+
+
+def run_pyhessian_protocol(model: nn.Module, batch: Batch, *, is_loader: bool, seed: int) -> tuple[dict, dict, dict]:
+    """Return what PyHessian finds for one class, the seconds of each phase, and its products."""
+    import pyhessian
+
+    device = batch[1].device
+    cuda = device.type == "cuda"
+    criterion = nn.CrossEntropyLoss()
+    found: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    products: dict[str, int] = {}
+    with torch.random.fork_rng(devices=[device] if cuda else []), bridged(torch.float32) as count:
+        torch.set_rng_state(stream(seed, "benchmark/pyhessian").get_state())
+        synchronise(device)
+        start = time.perf_counter()
+        data = {"dataloader": [batch]} if is_loader else {"data": batch}
+        operator = pyhessian.hessian(model, criterion, cuda=cuda, **data)
+        seconds["build"] = time.perf_counter() - start
+        calls = {
+            "eigenvalues": operator.eigenvalues,
+            "trace": operator.trace,
+            "density": lambda: operator.density(iter=100, n_v=1),
+        }
+        for phase, call in calls.items():
+            before, start = count[0], time.perf_counter()
+            found[phase] = call()
+            synchronise(device)
+            seconds[phase] = time.perf_counter() - start
+            products[phase] = count[0] - before
+    for p in model.parameters():
+        p.grad = None
+    values, weights = (np.array(x, dtype=np.float64) for x in found["density"])
+    results = {
+        "lambda_min": values.min(),
+        "lambda_max": values.max(),
+        "power": found["eigenvalues"][0][0],
+        "trace": float(np.mean(found["trace"])),
+        "values": values,
+        "weights": weights,
+    }
+    return results, seconds, products
+
+
+def errors_of(found: dict[str, Any], reference: ReferenceSpectrum) -> dict[str, float]:
+    """Return relative errors of both ends and the trace, and W1 / range."""
+    ends = {name: abs(found[name] / getattr(reference, name) - 1) for name in ("lambda_min", "lambda_max", "trace")}
+    return {**ends, "density": distance(found["values"], found["weights"], reference)}
+
+
+def our_results(dataset: Any, c: int) -> dict[str, Any]:
+    lane = dataset.isel(lane=c)
+    probes = int(np.isfinite(lane["ritz_value"].values).any(-1).sum())
+    return {
+        **{name: float(lane[name]) for name in ("lambda_min", "lambda_max", "trace")},
+        "values": lane["ritz_value"].values,
+        "weights": lane["ritz_weight"].values / probes,
+    }
+
+
+def references(risk: ModelRisk, images: int, folder: Path | None) -> list[ReferenceSpectrum]:
+    """Measure the references of every class, or read those of an earlier run from ``folder``."""
+    num_classes = len(risk.class_names)
+    found = []
+    for c in range(num_classes):
+        path = folder / f"reference-{images}-{c}.pickle" if folder else None
+        if path is not None and path.is_file():
+            found.append(pickle.loads(path.read_bytes()))
+            continue
+        row = torch.eye(num_classes, dtype=torch.float64)[c]
+        found.append(reference_spectrum(risk, row, name=f"{images}/{c}"))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pickle.dumps(found[-1]))
+        r = found[-1]
+        print(f"  reference {images} images, class {c}: {r.lambda_min:.6g} {r.lambda_max:.6g}, trace {r.trace:.6g} "
+              f"± {r.trace_stderr:.2g}, {r.num_products} products", flush=True)  # fmt: skip
+    return found
+
+
+def compare_protocols(
+    risk: ModelRisk,
+    images: int,
+    options: SpectrumOptions,
+    *,
+    repeats: int,
+    modes: list[str],
+    reference_folder: Path | None,
+) -> list[dict]:
+    """Return rows: wall time of the ten-class protocol, and the errors of each quantity, root mean square over classes."""
+    expected = references(risk, images, reference_folder)
+    num_classes = len(risk.class_names)
+    model = trainable_copy(risk)
+    batches = [class_batch(risk, c) for c in range(num_classes)]
+    measure_spectrum(risk, [risk.class_names[0]], options=options)  # the first call pays for imports and allocations
+    run_pyhessian_protocol(model, (batches[0][0][:2], batches[0][1][:2]), is_loader=False, seed=0)
+    ours_seconds: list[float] = []
+    ours_errors: list[dict[str, float]] = []
+    num_ours = 0.0
+    theirs: dict[str, dict[str, Any]] = {m: {"totals": [], "phases": [], "products": [], "errors": []} for m in modes}
+    for repeat in range(repeats):
+        synchronise(risk.device)
+        start = time.perf_counter()
+        dataset = measure_spectrum(risk, "classes", options=options, seed=repeat)
+        synchronise(risk.device)
+        ours_seconds.append(time.perf_counter() - start)
+        num_ours = float(dataset["num_hvps"].sum())
+        ours_errors += [errors_of(our_results(dataset, c), expected[c]) for c in range(num_classes)]
+        print(f"  ours, {images} images: {ours_seconds[-1]:.2f} s, {num_ours:.0f} products", flush=True)
+        for mode in modes:
+            phases, products = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES[1:], 0)
+            for c in range(num_classes):
+                found, seconds, spent = run_pyhessian_protocol(
+                    model, batches[c], is_loader=mode == "loader", seed=100 * repeat + c
+                )
+                error = errors_of(found, expected[c])
+                largest = max(abs(expected[c].lambda_min), expected[c].lambda_max)
+                top = expected[c].lambda_max if largest == expected[c].lambda_max else expected[c].lambda_min
+                theirs[mode]["errors"].append({**error, "power": abs(found["power"] / top - 1)})
+                phases = {key: phases[key] + seconds[key] for key in phases}
+                products = {key: products[key] + spent.get(key, 0) for key in products}
+            theirs[mode]["totals"].append(sum(phases.values()))
+            theirs[mode]["phases"].append(phases)
+            theirs[mode]["products"].append(products)
+            print(f"  PyHessian ({mode}): {sum(phases.values()):.2f} s, "
+                  f"{ {k: round(v, 2) for k, v in phases.items()} }, products {products}", flush=True)  # fmt: skip
+    rows = []
+    for mode, kept in theirs.items():
+        middle = {key: statistics.median(p[key] for p in kept["phases"]) for key in PHASES}
+        note = "PyHessian: " + ", ".join(f"{key} {value:.2f} s" for key, value in middle.items())
+        note += f"; products {kept['products'][-1] if mode == 'single' else 'as single'}; ours {num_ours:.0f} products"
+        rows.append(ratio_row("protocol seconds", images, f"pyhessian {mode}", kept["totals"], ours_seconds, note))
+        for quantity in QUANTITIES:
+            rows.append(error_row(images, f"pyhessian {mode}", quantity, kept["errors"], ours_errors, quantity))
+        rows.append(error_row(images, f"pyhessian {mode}", "power", kept["errors"], ours_errors, "lambda_max"))
+    worst = max(max(r.residuals) / r.range for r in expected)
+    worst_trace = max(r.trace_stderr / abs(r.trace) for r in expected)
+    rows[-1]["note"] += f"; references: residual / range <= {worst:.1e}, trace stderr / trace <= {worst_trace:.1e}"
+    return rows
+
+
+def rms(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def error_row(images: int, peer: str, quantity: str, theirs: list[dict], ours: list[dict], ours_quantity: str) -> dict:
+    a, b = rms([e[quantity] for e in theirs]), rms([e[ours_quantity] for e in ours])
+    worst = f"largest: theirs {max(e[quantity] for e in theirs):.2e}, ours {max(e[ours_quantity] for e in ours):.2e}"
+    return row(
+        "relative error, rms over classes", images, peer, quantity, a, b, (a / b, np.nan, np.nan), len(theirs), worst
+    )
+
+
+def ratio_row(name: str, images: int, peer: str, theirs: list[float], ours: list[float], note: str) -> dict:
+    """Return the ratio of medians with the smallest and largest ratio of a pair of turns."""
+    pairs = [a / b for a, b in zip(theirs, ours)]
+    a, b = statistics.median(theirs), statistics.median(ours)
+    return row(name, images, peer, "time", a, b, (a / b, min(pairs), max(pairs)), len(pairs), note)
+
+
+def row(
+    name: str, images: int, peer: str, quantity: str, theirs: float, ours: float, ratio: tuple, repeats: int, note: str
+) -> dict:
+    numbers = [f"{x:.4g}" for x in (theirs, ours, *ratio)]
+    return dict(zip(COLUMNS, (name, images, peer, quantity, *numbers, repeats, note)))
+
+
+# ---- one product ------------------------------------------------------------------------------------------------------
+
+
+def pyhessian_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+    import pyhessian
+
+    with bridged(torch.float32):
+        operator = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=batch, cuda=batch[1].device.type == "cuda")
+    sizes = [p.numel() for p in operator.params]
+
+    def product(vector: Tensor) -> Tensor:
+        parts = [part.view(p.shape) for part, p in zip(vector.split(sizes), operator.params)]
+        images = pyhessian.hessian_vector_product(operator.gradsH, operator.params, parts)
+        return torch.cat([image.reshape(-1) for image in images])
+
+    return product
+
+
+def eigenthings_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+    from hessian_eigenthings import HessianOperator, supervised_loss
+
+    return HessianOperator(model, [batch], supervised_loss(nn.functional.cross_entropy)).matvec
+
+
+def curvlinops_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
+    from curvlinops import HessianLinearOperator
+
+    operator = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [batch], check_deterministic=False
+    )
+    return lambda vector: operator @ vector
+
+
+PRODUCTS: dict[str, Callable[[nn.Module, Batch], Callable[[Tensor], Tensor]]] = {
+    "pyhessian": pyhessian_product,
+    "hessian-eigenthings": eigenthings_product,
+    "curvlinops-for-pytorch": curvlinops_product,
+}
+
+
+def compare_products(risk: ModelRisk, images: int, *, repeats: int, c: int = 0) -> list[dict]:
+    """Return rows: seconds of one product of one class, in turn, after all agreed with float64."""
+    batch = class_batch(risk, c)
+    row_of_lane = torch.eye(len(risk.class_names), dtype=torch.float64)[c][None]
+    vector = torch.randn(len(risk.theta), generator=stream(0, "benchmark/vector"), dtype=torch.float64)
+    vector = (vector / vector.norm()).to(risk.theta)
+    exact = risk.in_float64().hvps(risk.in_float64().theta, row_of_lane, vector.double()[None])[0]
+    rows = []
+    with risk.hessian(risk.theta, row_of_lane) as batched:
+        for name, make in PRODUCTS.items():
+            try:
+                theirs = make(trainable_copy(risk), batch)
+            except ImportError:
+                print(f"  {name} is not installed: left out")
+                continue
+            calls = {"theirs": partial(theirs, vector), "ours": lambda: batched(vector[None, None])[0, 0]}
+            error = {key: float((call().double() - exact).norm() / exact.norm()) for key, call in calls.items()}
+            assert max(error.values()) < PRODUCT_TOLERANCE, f"{name}: the products differ, {error}"
+            seconds: dict[str, list[float]] = {key: [] for key in calls}
+            for _ in range(repeats):
+                for key, call in calls.items():
+                    synchronise(risk.device)
+                    start = time.perf_counter()
+                    call()
+                    synchronise(risk.device)
+                    seconds[key].append(time.perf_counter() - start)
+            note = f"relative error of the product: theirs {error['theirs']:.1e}, ours {error['ours']:.1e}"
+            rows.append(ratio_row("product seconds", images, name, seconds["theirs"], seconds["ours"], note))
+            print(f"  product, {images} images, {name}: ratio {rows[-1]['ratio']}", flush=True)
+    return rows
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    found = {"python": platform.python_version(), "threads": str(torch.get_num_threads()), "cpus": str(os.cpu_count())}
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    for package in ("landscape-longtail", "torch", *PRODUCTS):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, nargs="+", default=[5, 50])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--product-repeats", type=int, default=15)
+    parser.add_argument("--modes", nargs="*", default=["single", "loader"], choices=["single", "loader"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ours", type=json.loads, default={}, help='SpectrumOptions as JSON, {"num_steps": 20}')
+    parser.add_argument("--references", type=Path, help="folder that keeps the float64 references")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    options = SpectrumOptions(**args.ours)
+    rows = []
+    for images in args.images:
+        risk = load_risk(
+            args.checkpoint, model="resnet20", dataset="cifar10", data_dir=args.data_dir, split="test",
+            max_per_class=images, mean=MEAN, std=STD, device=args.device,
+        )  # fmt: skip
+        rows += compare_products(risk, images, repeats=args.product_repeats)
+        if args.modes:
+            rows += compare_protocols(
+                risk, images, options, repeats=args.repeats, modes=args.modes, reference_folder=args.references
+            )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(args.out, "w", newline="") as file:  # after every size: a long run that is cut keeps what it has
+            extra = {**environment(risk.device), "options": json.dumps(args.ours)}
+            writer = csv.DictWriter(file, [*COLUMNS, *extra])
+            writer.writeheader()
+            writer.writerows({**line, **extra} for line in rows)
+    for line in rows:
+        print(*(line[key] for key in COLUMNS), sep=" | ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Spectra to measure errors against: float64, fully orthogonalised, deflated; shares no code with the spectrum engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+
+from landscape.randomness import stream
+
+# A Ritz pair with a residual below this share of |H| is an eigenpair as far as these comparisons can tell.
+CONVERGED = 1e-9
+
+
+@dataclass(frozen=True)
+class ReferenceSpectrum:
+    """One lane's spectrum with errors far below those of the tools under comparison.
+
+    ``values`` and ``weights`` are exact atoms joined with the mean of the complement's quadratures; ``residuals`` are
+    those of both ends; ``trace_stderr`` is the standard error of the complement's Hutchinson estimate.
+    """
+
+    lambda_min: float
+    lambda_max: float
+    residuals: tuple[float, float]
+    trace: float
+    trace_stderr: float
+    values: np.ndarray
+    weights: np.ndarray
+    num_products: int
+
+    @property
+    def range(self) -> float:
+        """Width of the spectrum."""
+        return self.lambda_max - self.lambda_min
+
+
+def _project(vector: Tensor, basis: Tensor) -> Tensor:
+    for _ in range(2):
+        vector = vector - basis.T @ (basis @ vector)
+    return vector
+
+
+def _lanczos(
+    product: Any, start: Tensor, num_steps: int, deflated: Tensor
+) -> tuple[np.ndarray, np.ndarray, Tensor, float]:
+    """Return the Ritz values, their coordinates by column, the basis (m, n) and the last coupling."""
+    num_deflated = len(deflated)
+    basis = torch.cat([deflated, torch.zeros(num_steps, len(start), dtype=start.dtype, device=start.device)])
+    vector = _project(start, deflated)
+    alphas, betas = [], []
+    vector = vector / vector.norm()
+    for step in range(num_steps):
+        basis[num_deflated + step] = vector
+        image = product(vector)
+        alphas.append(float(image @ vector))
+        vector = _project(image, basis[: num_deflated + step + 1])
+        betas.append(float(vector.norm()))
+        if betas[-1] < 1e-13 * max(map(abs, alphas)):
+            break
+        vector = vector / betas[-1]
+    values, coordinates = np.linalg.eigh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
+    return values, coordinates, basis[num_deflated : num_deflated + len(alphas)], betas[-1]
+
+
+def reference_spectrum(
+    risk: Any,
+    row: Tensor,
+    *,
+    name: str,
+    num_steps: int = 160,
+    num_probes: int = 8,
+    probe_steps: int = 40,
+    num_forms: int = 60,
+) -> ReferenceSpectrum:
+    """Measure one lane (weights over classes, (C,)) in float64.
+
+    One run of ``num_steps`` gives both ends and the atoms; ``num_probes`` runs of ``probe_steps`` in their complement
+    give the rest of the density, ``num_forms`` further quadratic forms there the rest of the trace.
+    """
+    exact = risk.in_float64()
+    size, device = len(exact.theta), exact.theta.device
+
+    def draw(purpose: str) -> Tensor:
+        return torch.randn(size, generator=stream(0, f"reference/{name}/{purpose}"), dtype=torch.float64).to(device)
+
+    with exact.hessian(exact.theta, row[None]) as batched:
+
+        def product(vector: Tensor) -> Tensor:
+            return batched(vector[None, None])[0, 0]
+
+        none = torch.zeros(0, size, dtype=torch.float64, device=device)
+        values, coordinates, basis, coupling = _lanczos(product, draw("extremes"), num_steps, none)
+        residuals = np.abs(coupling * coordinates[-1])
+        kept = residuals <= CONVERGED * np.abs(values).max()
+        atoms = torch.as_tensor(coordinates[:, kept].T.copy(), device=device) @ basis
+        del basis
+        nodes, masses, forms = [values[kept]], [np.full(kept.sum(), 1.0 / size)], []
+        rest = size - int(kept.sum())
+        for probe in range(num_probes):
+            ritz, inner, _, _ = _lanczos(product, draw(f"probe={probe}"), probe_steps, atoms)
+            weights = inner[0] ** 2
+            nodes.append(ritz)
+            masses.append(weights * rest / size / num_probes)
+            forms.append(float(weights @ ritz))
+        for form in range(num_forms):
+            vector = _project(draw(f"form={form}"), atoms)
+            vector = vector / vector.norm()
+            forms.append(float(vector @ product(vector)))
+    samples = rest * np.array(forms)
+    return ReferenceSpectrum(
+        lambda_min=float(values[0]),
+        lambda_max=float(values[-1]),
+        residuals=(float(residuals[0]), float(residuals[-1])),
+        trace=float(values[kept].sum() + samples.mean()),
+        trace_stderr=float(samples.std(ddof=1) / np.sqrt(len(samples))),
+        values=np.concatenate(nodes),
+        weights=np.concatenate(masses),
+        num_products=len(values) + num_probes * probe_steps + num_forms,
+    )
+
+
+def distance(values: np.ndarray, weights: np.ndarray, reference: ReferenceSpectrum) -> float:
+    """Return the Wasserstein-1 distance of a spectrum (P, k) to the reference, in units of the reference's range."""
+    kept = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
+    return (
+        float(wasserstein_distance(values[kept], reference.values, weights[kept], reference.weights)) / reference.range
+    )
