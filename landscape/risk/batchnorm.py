@@ -4,13 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from landscape.errors import LandscapeError, unknown_name
 from landscape.risk.inputs import Inputs, call_with
+
+BatchNormPolicy = Literal["frozen", "batch", "recalibrate"]
+
+
+def require_layers(model: nn.Module, policy: str) -> None:
+    """Raise LandscapeError for an unknown policy, or one for layers that the model does not have."""
+    if policy not in get_args(BatchNormPolicy):
+        raise unknown_name("BatchNorm policy", policy, get_args(BatchNormPolicy))
+    if policy == "recalibrate" and not _normalisations(model):
+        raise LandscapeError("batchnorm 'recalibrate': the model has no BatchNorm statistics; use 'frozen'")
+    if policy == "batch" and not batch_normalisations(model):
+        raise LandscapeError("batchnorm 'batch': the model has no BatchNorm layer; use 'frozen'")
+
+
+def require_batch(class_names: Sequence[str], num_examples: int, capacity: int) -> None:
+    """Raise LandscapeError where the examples of these classes are no batch to take statistics of."""
+    names = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
+    if num_examples == 1:
+        raise LandscapeError(
+            f"batchnorm 'batch': a lane (class {names}) has a single example, which has no variance; leave the class out, "
+            "or use 'frozen'"
+        )
+    if num_examples > capacity:
+        raise LandscapeError(
+            f"batchnorm 'batch': a lane of {num_examples} examples (class {names}) does not fit one pass of {capacity}; "
+            "take fewer examples per class, raise the memory budget or chunk_size, or use 'frozen'"
+        )
+
+
+def describe(policy: BatchNormPolicy, num_calibration: int) -> str:
+    """Return what a result records."""
+    if policy == "recalibrate":
+        return f"recalibrated on {num_calibration} examples at every point"
+    return {"frozen": "frozen", "batch": "statistics of each lane's own examples"}[policy]
 
 
 def _normalisations(model: nn.Module) -> dict[str, _NormBase]:
@@ -19,11 +55,6 @@ def _normalisations(model: nn.Module) -> dict[str, _NormBase]:
         for name, layer in model.named_modules()
         if isinstance(layer, _NormBase) and layer.running_mean is not None
     }
-
-
-def has_running_statistics(model: nn.Module) -> bool:
-    """Whether any layer keeps running statistics that could be recomputed."""
-    return bool(_normalisations(model))
 
 
 def batch_normalisations(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Examples:
     of the analysis; it must be deterministic.
     """
 
-    inputs: Inputs  # (N, ...)
+    inputs: Any  # (N, ...), or named ones
     labels: Tensor  # (N,) int64, ascending
     offsets: tuple[int, ...]  # (C + 1,)
     transform: Transform | None = None
@@ -56,6 +57,14 @@ class Examples:
         """(C,) examples per class, on the CPU."""
         return torch.tensor(self.offsets).diff()
 
+    def counts_of(self, draws_per_example: int) -> Tensor:
+        """(C,) examples per class where several rows are draws of one; LandscapeError if the rows do not divide so."""
+        if draws_per_example < 1 or bool((self.counts % draws_per_example).any()):
+            raise LandscapeError(
+                f"draws_per_example: expected a number that divides the rows of every class, got {draws_per_example}"
+            )
+        return self.counts // draws_per_example
+
     def read(self, rows: slice | Tensor, dtype: torch.dtype) -> Inputs:
         """Return the model inputs of some rows in ``dtype``."""
         return as_model_inputs(rows_of(self.inputs, rows), self.transform, dtype)
@@ -76,6 +85,14 @@ class Examples:
             step = -(-(stop - start) // num_chunks)  # even chunks: no tiny last one
             for first in range(start, stop, step):
                 yield slice(first, min(first + step, stop))
+
+    def classes_in(self, rows: slice) -> set[int]:
+        """Return the classes that own some of the rows."""
+        return {c for c, (a, b) in enumerate(itertools.pairwise(self.offsets)) if a < rows.stop and b > rows.start}
+
+    def reordered(self, order: Tensor) -> Examples:
+        """Return rows in any order, any number of times each; no class owns a range of them."""
+        return Examples(rows_of(self.inputs, order), self.labels[order], (), self.transform)
 
     def subset(self, rows: Tensor) -> Examples:
         """Return the examples of ascending row numbers."""

@@ -48,6 +48,30 @@ def require_finite(model: nn.Module) -> None:
             )
 
 
+def study_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the precision to compute in, by default the model's own; LandscapeError if it would hide the curvature."""
+    first = next(model.parameters(), None)
+    if first is None:
+        raise LandscapeError("the model has no parameters: there is no weight space to study")
+    dtype = dtype if dtype is not None else first.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise LandscapeError(
+            f"expected float32 or float64, got a model in {dtype}: its rounding would hide the curvature; "
+            "pass dtype=torch.float32"
+        )
+    return dtype
+
+
+def names_of(num_outputs: int, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the classes' names, by default their numbers; LandscapeError if there are not as many as outputs."""
+    names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_outputs)))
+    if len(names) != num_outputs:
+        raise LandscapeError(
+            f"wrong number of classes: the model has {num_outputs} outputs, the data set {len(names)} classes"
+        )
+    return names
+
+
 @torch.no_grad()
 def count_outputs(model: nn.Module, stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> int:
     """Return the number of logits of stored inputs; LandscapeError if the model does not take them or return logits."""

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError
 from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
-from landscape.risk.batchnorm import has_running_statistics, recalibrate
+from landscape.risk.batchnorm import BatchNormPolicy, describe, recalibrate, require_batch, require_layers
+from landscape.risk.differentiability import second_derivative_explained
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
 from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
-from landscape.risk.intake import PerExampleLoss, copied, count_outputs, private_copy, require_finite, resolve_loss
+from landscape.risk.intake import (
+    PerExampleLoss,
+    copied,
+    count_outputs,
+    names_of,
+    private_copy,
+    require_finite,
+    resolve_loss,
+    study_dtype,
+)
 from landscape.risk.lanes import require_members
 from landscape.risk.network import Network, measured_activations
+from landscape.risk.passes import (
+    Pass,
+    default_chunk_size,
+    lane_chunks,
+    lane_passes,
+    lanes_apart,
+    shared_passes,
+    support,
+)
 from landscape.risk.products import Chunk, ChunkedHessian
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
-
-BatchNormPolicy = Literal["frozen", "recalibrate"]
-
-# Chunks on a CPU: large enough to amortise the launches, small enough that fresh allocations stay cheap.
-CPU_CHUNK_BYTES = 256 << 20
-GPU_CHUNK_BYTES = 4 << 30
-MAX_CHUNK = 4096
 
 
 class ModelRisk:
@@ -71,6 +83,8 @@ class ModelRisk:
     draws_per_example
         How many rows of ``data`` are draws (augmentations) of one example, the same for all; ``class_counts`` counts
         examples, not rows, and a class loss is the mean over both.
+    batchnorm
+        ``"frozen"`` (running statistics) or ``"batch"`` (those of each lane's examples), see :meth:`with_batchnorm`.
 
     Raises
     ------
@@ -105,19 +119,12 @@ class ModelRisk:
         memory_budget: int | None = None,
         chunk_size: int | None = None,
         draws_per_example: int = 1,
+        batchnorm: BatchNormPolicy = "frozen",
         attributes: Mapping[str, object] | None = None,
     ) -> None:
         own = private_copy(model)
-        first = next(own.parameters(), None)
-        if first is None:
-            raise LandscapeError("the model has no parameters: there is no weight space to study")
-        self.dtype = dtype if dtype is not None else first.dtype
-        if self.dtype not in (torch.float32, torch.float64):
-            raise LandscapeError(
-                f"expected float32 or float64, got a model in {self.dtype}: its rounding would hide the curvature; "
-                "pass dtype=torch.float32"
-            )
-        self.device = torch.device(device) if device is not None else first.device
+        self.dtype, own_device = study_dtype(own, dtype), next(own.parameters()).device
+        self.device = torch.device(device) if device is not None else own_device
         self._model = own.to(device=self.device, dtype=self.dtype)
         require_finite(self._model)
         inputs, labels = read_examples(data)
@@ -126,14 +133,20 @@ class ModelRisk:
             num_outputs = count_outputs(self._model, moved(first_two, self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self.draws_per_example = draws_per_example
-        self._set_classes(num_outputs, class_names, groups)
+        self.class_counts = self._examples.counts_of(draws_per_example)
+        self.class_names = names_of(num_outputs, class_names)
+        self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
+        require_members(self.groups, num_outputs)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
         self.loss_name, self.loss = resolve_loss(loss, self.train_counts, device=self.device, dtype=self.dtype)
-        self._set_parameters(params)
+        require_layers(self._model, batchnorm)
+        self._policy: BatchNormPolicy = batchnorm
+        if batchnorm == "batch":
+            require_batch(self.class_names, len(labels), len(labels))
+        self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch"))
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
-        self._policy: BatchNormPolicy = "frozen"
         with random_states_kept(self.device):
             self._bytes_per_example = measured_activations(self.theta, self.per_example, len(labels))
         self.attributes: dict[str, object] = {
@@ -142,41 +155,17 @@ class ModelRisk:
             "device": self.device.type,
             "parameters": params,
             "num_parameters": self.layout.num_parameters,
-            "batchnorm": "frozen",
+            "batchnorm": describe(self._policy, num_rows(self._calibration)),
             **(attributes or {}),
         }
-        self._rebuild = {
-            "params": params,
-            "class_names": self.class_names,
-            "train_counts": self.train_counts,
-            "groups": self.groups,
-            "attributes": attributes,
-        }
+        self._params = params
         with random_states_kept(self.device):
             prove_deterministic(self)
 
     # ---- construction -------------------------------------------------------------------------------------------
 
-    def _set_classes(
-        self, num_outputs: int, class_names: Sequence[str] | None, groups: Mapping[str, Sequence[int]] | None
-    ) -> None:
-        num_rows = self._examples.counts
-        if self.draws_per_example < 1 or bool((num_rows % self.draws_per_example).any()):
-            raise LandscapeError(
-                f"draws_per_example: expected a number that divides the rows of every class, got {self.draws_per_example}"
-            )
-        self.class_counts = num_rows // self.draws_per_example
-        self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_outputs)))
-        if len(self.class_names) != num_outputs:
-            raise LandscapeError(
-                f"wrong number of classes: the model has {num_outputs} outputs, the data set {len(self.class_names)} classes"
-            )
-        self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
-        require_members(self.groups, num_outputs)
-
-    def _set_parameters(self, params: str) -> None:
-        self._network = Network.of(self._model, params)
-        self.layout, self.theta = self._network.layout, self._network.theta
+    def _use(self, network: Network) -> None:
+        self._network, self.layout, self.theta = network, network.layout, network.theta
 
     @property
     def inputs_per_example(self) -> int:
@@ -188,8 +177,7 @@ class ModelRisk:
         """Examples per forward pass with gradients."""
         if self._chunk_size is not None:
             return self._chunk_size
-        budget = GPU_CHUNK_BYTES if self.device.type == "cuda" else CPU_CHUNK_BYTES
-        return max(1, min(MAX_CHUNK, budget // (2 * self._bytes_per_example)))
+        return default_chunk_size(self.device, self._bytes_per_example)
 
     @property
     def memory_budget(self) -> int:
@@ -203,43 +191,49 @@ class ModelRisk:
         return self if self.dtype == torch.float64 else self._sibling(self._examples, torch.float64)
 
     def with_batchnorm(self, policy: BatchNormPolicy) -> ModelRisk:
-        """Return the same risk under a BatchNorm policy for its *evaluations*.
+        """Return the same risk under another BatchNorm policy.
 
-        ``"frozen"``: the checkpoint's running statistics everywhere, the function that is deployed. ``"recalibrate"``:
-        :meth:`evaluate` and :meth:`losses` first recompute them at theta over the calibration inputs; gradients and
-        Hessians, which would have to differentiate through the statistics, are refused.
+        ``"frozen"``: the checkpoint's running statistics everywhere, the function that is deployed. ``"batch"``: the
+        statistics of all examples of a lane, as in training with that lane as the batch; an exact function of theta,
+        derivatives included, but not the same for a class alone and within a group: ``is_additive`` is False, and
+        :meth:`lane_losses` replaces weighted sums of class losses. ``"recalibrate"``: :meth:`evaluate` and
+        :meth:`losses` first recompute running statistics at theta over the calibration inputs; gradients and
+        Hessians, which would have to differentiate through them, are refused.
 
         Raises
         ------
         LandscapeError
-            For ``"recalibrate"`` on a model without running statistics, or an unknown policy.
+            For an unknown policy, one that needs layers which the model does not have, or (``"frozen"``) layers
+            without running statistics.
         """
-        if policy not in ("frozen", "recalibrate"):
-            raise unknown_name("BatchNorm policy", policy, ("frozen", "recalibrate"))
-        if policy == "recalibrate" and not has_running_statistics(self._model):
-            raise LandscapeError("batchnorm 'recalibrate': the model has no BatchNorm statistics; use 'frozen'")
-        clone = self._sibling(self._examples, self.dtype)
-        clone._policy = policy
-        clone.attributes["batchnorm"] = (
-            policy if policy == "frozen" else f"recalibrated on {num_rows(self._calibration)} examples at every point"
-        )
+        require_layers(self._model, policy)
+        clone = self._sibling(self._examples, self.dtype, policy)
+        if "batch" in (self._policy, policy) and policy != "recalibrate":
+            with random_states_kept(self.device):
+                prove_deterministic(clone)
         return clone
 
+    @property
+    def is_additive(self) -> bool:
+        """Whether a lane is the weighted sum of its classes: always, but where its examples share batch statistics."""
+        return self._policy != "batch"
+
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
-        if self._policy == "frozen":
+        if self._policy != "recalibrate":
             return self._network.buffers
         num_batches = -(-num_rows(self._calibration) // self.chunk_size)
         # Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
         stored = [rows_of(self._calibration, slice(start, None, num_batches)) for start in range(num_batches)]
-        return recalibrate(
-            self._model,
-            self._network.parameters_at(theta),
-            (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in stored),
-        )
+        batches = (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in stored)
+        return recalibrate(self._model, self._network.parameters_at(theta), batches)
 
-    def _require_frozen(self) -> None:
-        if self._policy != "frozen":
-            raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
+    def _require_batch(self, classes: Sequence[int], chunk_size: int | None = None) -> None:
+        fits = self.memory_budget // (2 * self._bytes_per_example)
+        require_batch(
+            [self.class_names[c] for c in classes],
+            int(self._examples.counts[list(classes)].sum()),
+            chunk_size or self._chunk_size or max(self.chunk_size, fits),
+        )
 
     def restricted(self, rows: Tensor) -> ModelRisk:
         """Return the same risk on some rows of the class-sorted examples (ascending), each of them an example."""
@@ -254,17 +248,22 @@ class ModelRisk:
         return clone
 
     @differentiation()
-    def _sibling(self, examples: Examples, dtype: torch.dtype) -> ModelRisk:
+    def _sibling(self, examples: Examples, dtype: torch.dtype, policy: BatchNormPolicy | None = None) -> ModelRisk:
         clone = copy.copy(self)
         clone.dtype = dtype
+        clone._policy = policy or self._policy
         clone._model = copied(self._model).to(dtype)
         clone._examples = examples
         if isinstance(self.loss, nn.Module):
             clone.loss = copy.deepcopy(self.loss).to(dtype)
-        clone._set_parameters(str(self._rebuild["params"]))
+        clone._use(Network.of(clone._model, self._params, uses_batch_statistics=not clone.is_additive))
         clone.theta = self.theta.to(dtype)
         clone._bytes_per_example = self._bytes_per_example * dtype.itemsize // self.dtype.itemsize
-        clone.attributes = {**self.attributes, "dtype": str(dtype).removeprefix("torch.")}
+        clone.attributes = {
+            **self.attributes,
+            "dtype": str(dtype).removeprefix("torch."),
+            "batchnorm": describe(clone._policy, num_rows(self._calibration)),
+        }
         return clone
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
@@ -284,24 +283,44 @@ class ModelRisk:
             )
         return losses
 
-    def _classes(self, classes: Sequence[int] | None) -> list[int]:
-        chosen = range(len(self.class_names)) if classes is None else classes
-        return [c for c in chosen if self.class_counts[c] > 0]
-
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Return (C,) float64 mean losses; NaN for classes not asked for or without examples."""
         return self.evaluate(theta, classes)["loss"]
 
+    def lane_losses(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Return (B,) float64: the loss of lanes (B, C), which :meth:`gradients` and :meth:`hessian` differentiate."""
+        if self.is_additive:
+            needed = (weights.cpu() != 0) & (self.class_counts > 0)  # (B, C)
+            losses = self.losses(theta, torch.nonzero(needed.any(0))[:, 0].tolist())
+            return torch.where(needed, weights.double().cpu() * losses, 0.0).sum(1)
+        evaluated, chunks = self._chunks_of(weights)
+        out = torch.zeros(len(weights), dtype=torch.float64, device=self.device)
+        with torch.no_grad(), precise_arithmetic():
+            for lane, rows, coefficients in chunks:
+                out[lane] += evaluated.per_example(theta, rows).double() @ coefficients.double()
+        return out.cpu()
+
+    def _evaluated_rows(self, classes: Sequence[int]) -> Iterable[slice]:
+        if self.is_additive:
+            return self._examples.chunks(classes, self.chunk_size)
+        for c in classes:
+            self._require_batch([c])
+        return [slice(*self._examples.offsets[c : c + 2]) for c in classes]
+
     @torch.no_grad()
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Return ``loss``, ``cross_entropy`` and ``accuracy``, each (C,) float64, from one forward pass."""
+        """Return ``loss``, ``cross_entropy`` and ``accuracy``, each (C,) float64, from one forward pass.
+
+        With ``batchnorm="batch"`` every class is a batch of its own.
+        """
         names = ("loss", "cross_entropy", "accuracy")
         num_classes = len(self.class_names)
         sums = torch.zeros(len(names), num_classes, dtype=torch.float64, device=self.device)
-        wanted = self._classes(classes)
+        asked = range(num_classes) if classes is None else classes
+        wanted = [c for c in asked if self.class_counts[c] > 0]
         with precise_arithmetic():
             buffers = self._buffers_at(theta)
-            for rows in self._examples.chunks(wanted, self.chunk_size):
+            for rows in self._evaluated_rows(wanted):
                 logits, labels = self.logits(theta, rows, buffers), self._examples.labels[rows]
                 own = self.loss(logits, labels)
                 plain = own if self.loss_name == "ce" else functional.cross_entropy(logits, labels, reduction="none")
@@ -314,47 +333,45 @@ class ModelRisk:
 
     # ---- derivatives --------------------------------------------------------------------------------------------
 
-    def _coefficients(self, weights: Tensor) -> Tensor:
-        """Return (B, N): row i enters lane b with weights[b, y_i] / (number of rows of class y_i)."""
-        per_class = weights.double().cpu() / self._examples.counts.clamp_min(1)
-        return per_class.to(self.device)[:, self._examples.labels].to(self.dtype)
-
-    def _support(self, row: Tensor) -> list[int]:
-        return self._classes(torch.nonzero(row.cpu() != 0)[:, 0].tolist())
-
     @differentiation()
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B, n): row b is the gradient of ``sum_c weights[b, c] L_c``; one forward pass serves all rows."""
-        self._require_frozen()
-        coefficients = self._coefficients(weights)
-        supports = [set(self._support(row)) for row in weights]
+        evaluated, passes = self._passes_of(weights)
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
-        offsets = self._examples.offsets
         point = theta.detach().clone().requires_grad_()
-        for rows in self._examples.chunks(sorted(set().union(*supports)), self.chunk_size):
-            present = {c for c in range(len(offsets) - 1) if offsets[c] < rows.stop and offsets[c + 1] > rows.start}
-            losses = self.per_example(point, rows)
+        for rows, shares in passes:
+            losses = evaluated.per_example(point, rows)
             if not losses.requires_grad:  # the model does not use the chosen parameters
                 continue
-            for b, support in enumerate(supports):
-                if support & present:
-                    (gradient,) = torch.autograd.grad(
-                        losses, point, coefficients[b, rows], retain_graph=True, materialize_grads=True
-                    )
-                    out[b] += gradient
+            for lane, coefficients in shares:
+                (gradient,) = torch.autograd.grad(
+                    losses, point, coefficients, retain_graph=True, materialize_grads=True
+                )
+                out[lane] += gradient
         return out.to(self.dtype)
+
+    def _require_derivatives(self) -> None:
+        if self._policy == "recalibrate":
+            raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
+
+    def _passes_of(self, weights: Tensor) -> tuple[ModelRisk, list[Pass]]:
+        self._require_derivatives()
+        if self.is_additive:
+            return self, shared_passes(self._examples, weights, self.chunk_size, self.dtype)
+        evaluated, chunks = self._chunks_of(weights)
+        return evaluated, lane_passes(chunks)
 
     def _chunks_of(self, weights: Tensor, chunk_size: int | None = None) -> tuple[ModelRisk, list[Chunk]]:
         """Return the work of lanes (B, C), cut into chunks, and the risk whose rows and per-example losses they name."""
-        self._require_frozen()
+        self._require_derivatives()
         with differentiation():
-            coefficients = self._coefficients(weights)
-        size = chunk_size or self.chunk_size
-        return self, [
-            (lane, rows, coefficients[lane, rows])
-            for lane, row in enumerate(weights)
-            for rows in self._examples.chunks(self._support(row), size)
-        ]
+            if self.is_additive:
+                return self, lane_chunks(self._examples, weights, chunk_size or self.chunk_size, self.dtype)
+            for row in weights:
+                self._require_batch(support(self._examples, row), chunk_size)
+            evaluated = copy.copy(self)
+            evaluated._examples, chunks = lanes_apart(self._examples, weights, self.dtype)
+        return evaluated, chunks
 
     def hvps(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
         """Return (B, n): row b is ``sum_c weights[b, c] H_c vectors[b]``."""
@@ -365,14 +382,15 @@ class ModelRisk:
     def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
         """Give a product (B, P, n) -> (B, P, n) that keeps its graphs while the memory budget lasts."""
         evaluated, chunks = self._chunks_of(weights, chunk_size)
-        product = ChunkedHessian(
-            evaluated.per_example,
-            theta,
-            chunks,
-            budget=self.memory_budget,
-            bytes_per_example=self._bytes_per_example,
-        )
-        try:
-            yield product
-        finally:
-            product.close()
+        with second_derivative_explained(self.per_example, self.theta, len(self._examples.labels)):
+            product = ChunkedHessian(
+                evaluated.per_example,
+                theta,
+                chunks,
+                budget=self.memory_budget,
+                bytes_per_example=self._bytes_per_example,
+            )
+            try:
+                yield product
+            finally:
+                product.close()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.risk.batchnorm import batch_normalisations
 
 if TYPE_CHECKING:
     from landscape.risk.model import ModelRisk
@@ -37,19 +38,26 @@ def prove_deterministic(risk: ModelRisk) -> None:
     with torch.random.fork_rng(devices=devices):
         first, again = _evaluate(few, weights), _evaluate(few, weights)
         _require_same(risk, first, again)
-        try:
-            _require_unmixed(first, _evaluate(few, weights, chunk_size=1), risk.dtype)
-        except LandscapeError:
-            # Rounding can switch single ReLUs, and a gradient jumps there: only float64 tells this from mixing.
-            exact = few.in_float64()
-            _require_unmixed(_evaluate(exact, weights), _evaluate(exact, weights, chunk_size=1), torch.float64)
-    if not bool(first[0][few.class_counts > 0].isfinite().all()):
+        if risk.is_additive:
+            _require_unmixed_in_some_precision(few, weights, first)
+    values = first[0][few.class_counts > 0] if risk.is_additive else first[0]
+    if not bool(values.isfinite().all()):
         raise LandscapeError(f"the loss '{risk.loss_name}' is not finite at the given weights")
 
 
 def _evaluate(few: ModelRisk, weights: Tensor, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     few._chunk_size = chunk_size
-    return few.losses(few.theta), few.gradients(few.theta, weights)
+    losses = few.losses(few.theta) if few.is_additive else few.lane_losses(few.theta, weights)
+    return losses, few.gradients(few.theta, weights)
+
+
+def _require_unmixed_in_some_precision(few: ModelRisk, weights: Tensor, whole: tuple[Tensor, Tensor]) -> None:
+    try:
+        _require_unmixed(few, whole, _evaluate(few, weights, chunk_size=1))
+    except LandscapeError:
+        # Rounding can switch single ReLUs, and a gradient jumps there: only float64 tells this from mixing.
+        exact = few.in_float64()
+        _require_unmixed(exact, _evaluate(exact, weights), _evaluate(exact, weights, chunk_size=1))
 
 
 def _require_same(risk: ModelRisk, first: tuple[Tensor, Tensor], again: tuple[Tensor, Tensor]) -> None:
@@ -63,13 +71,19 @@ def _require_same(risk: ModelRisk, first: tuple[Tensor, Tensor], again: tuple[Te
             )
 
 
-def _require_unmixed(whole: tuple[Tensor, Tensor], split: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+def _require_unmixed(risk: ModelRisk, whole: tuple[Tensor, Tensor], split: tuple[Tensor, Tensor]) -> None:
+    without = [name for name, layer in batch_normalisations(risk._model).items() if layer.running_mean is None]
+    remedy = (
+        f"BatchNorm '{without[0]}' keeps no running statistics; batchnorm='batch' takes those of a lane's examples as "
+        "part of the function"
+        if without
+        else "a layer or loss mixes examples; use one with frozen statistics, or a loss per example"
+    )
     for name, a, b in zip(("loss", "gradient"), whole, split):
         scale = float(a.nan_to_num().abs().max()) + 1e-6
-        if _difference(a, b) > CHUNKING_TOLERANCE[dtype] * scale:
+        if _difference(a, b) > CHUNKING_TOLERANCE[risk.dtype] * scale:
             raise LandscapeError(
-                f"the {name} depends on how the examples are batched (by {_difference(a, b) / scale:.1e} relative): a layer "
-                "mixes examples (BatchNorm without running statistics?); use one with frozen statistics"
+                f"the {name} depends on how the examples are batched (by {_difference(a, b) / scale:.1e} relative): {remedy}"
             )
 
 
