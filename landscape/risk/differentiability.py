@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from landscape.risk.arithmetic import differentiation, random_states_kept
 
 # PyTorch's wording for a kernel without a derivative formula.
 MISSING = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+
+REMEDY = (
+    "Hessian products need it; replace it by differentiable operations, or choose --params behind it (losses, "
+    "gradients, surfaces and perturbations work as it is)"
+)
 
 
 @contextmanager
@@ -54,25 +60,44 @@ def _require_second_derivative(per_example: Callable[[Tensor, slice], Tensor], t
         if isinstance(error, torch.OutOfMemoryError):
             return
         first_line = str(error).splitlines()[0]
-        raise LandscapeError(
-            f"{_offender(first_line, losses)} ({first_line}): Hessian products need it; replace it by differentiable "
-            "operations, or choose --params behind it (losses, surfaces and perturbations work as it is)"
-        ) from error
+        raise LandscapeError(f"{_offender(first_line, losses)} ({first_line}): {REMEDY}") from error
 
 
 def _offender(message: str, losses: Tensor) -> str:
     missing = MISSING.search(message)
     if missing:
         return f"the operation '{missing[1].strip('_').removesuffix('_backward')}' has no second derivative in PyTorch"
-    custom = [name for name, is_once in _custom_functions(losses) if is_once or "once_differentiable" not in message]
+    custom = list(_custom_functions(losses))
     if custom:
         return f"the custom operation {' or '.join(map(repr, custom))} has no second derivative"
     return "an operation of the model or loss has no second derivative"
 
 
-def _custom_functions(losses: Tensor) -> list[tuple[str, bool]]:
-    """Return the custom autograd functions of a graph, and whether each is marked as differentiable once."""
-    found: dict[str, bool] = {}
+def once_differentiable_operations(losses: Tensor) -> list[str]:
+    """Return the custom operations of a graph that are marked with ``once_differentiable``.
+
+    PyTorch raises for them only where a second backward pass reaches the mark. It does not look for it where nothing
+    else leads to the parameters, and then leaves their part of the Hessian out without a word.
+    """
+    return [
+        name
+        for name, function in _custom_functions(losses).items()
+        # The decorator's wrapper is a function of this module.
+        if getattr(function.backward, "__globals__", {}).get("__name__") == "torch.autograd.function"
+    ]
+
+
+def require_twice_differentiable(once: Sequence[str]) -> None:
+    """Raise LandscapeError if there are operations that are marked as differentiable once."""
+    if once:
+        raise LandscapeError(
+            f"the custom operation '{once[0]}' is marked once_differentiable, it has no second derivative: {REMEDY}"
+        )
+
+
+def _custom_functions(losses: Tensor) -> dict[str, Any]:
+    """Return the custom autograd functions of a graph by name."""
+    found: dict[str, Any] = {}
     seen: set[Node] = set()
     waiting = [losses.grad_fn]
     while waiting:
@@ -81,7 +106,7 @@ def _custom_functions(losses: Tensor) -> list[tuple[str, bool]]:
             continue
         seen.add(node)
         function = getattr(node, "_forward_cls", None)
-        if function is not None:
-            found[function.__name__] = hasattr(function.backward, "__wrapped__")
+        if function is not None and hasattr(function, "backward"):
+            found[function.__name__] = function
         waiting.extend(parent for parent, _ in node.next_functions)
-    return list(found.items())
+    return found

@@ -15,7 +15,7 @@ from torch.nn import functional
 from landscape.errors import LandscapeError
 from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import BatchNormPolicy, describe, recalibrate, require_batch, require_layers
-from landscape.risk.differentiability import second_derivative_explained
+from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
 from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
 from landscape.risk.intake import (
@@ -29,7 +29,7 @@ from landscape.risk.intake import (
     study_dtype,
 )
 from landscape.risk.lanes import require_members
-from landscape.risk.network import Network, measured_activations
+from landscape.risk.network import Network, measured_graph
 from landscape.risk.passes import (
     Pass,
     default_chunk_size,
@@ -148,7 +148,7 @@ class ModelRisk:
         self._memory_budget = memory_budget
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         with random_states_kept(self.device):
-            self._bytes_per_example = measured_activations(self.theta, self.per_example, len(labels))
+            self._bytes_per_example, self._once = measured_graph(self.theta, self.per_example, len(labels))
         self.attributes: dict[str, object] = {
             "objective": self.loss_name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -382,6 +382,7 @@ class ModelRisk:
     def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
         """Give a product (B, P, n) -> (B, P, n) that keeps its graphs while the memory budget lasts."""
         evaluated, chunks = self._chunks_of(weights, chunk_size)
+        require_twice_differentiable(self._once)
         with second_derivative_explained(self.per_example, self.theta, len(self._examples.labels)):
             product = ChunkedHessian(
                 evaluated.per_example,

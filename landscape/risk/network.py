@@ -17,6 +17,7 @@ from landscape.layout import ParameterLayout, choose_parameters
 from landscape.models import NormedLinear, find_head
 from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
 from landscape.risk.batchnorm import batch_normalisations, batch_statistics
+from landscape.risk.differentiability import once_differentiable_operations
 from landscape.risk.inputs import Inputs, call_with, logits_in
 
 
@@ -68,8 +69,10 @@ class Network:
             return logits_in(call_with(forward, inputs))
 
 
-def measured_activations(theta: Tensor, per_example: Callable[[Tensor, slice], Tensor], num_examples: int) -> int:
-    """Return the bytes that one example's graph keeps for a backward pass (weights not counted)."""
+def measured_graph(
+    theta: Tensor, per_example: Callable[[Tensor, slice], Tensor], num_examples: int
+) -> tuple[int, list[str]]:
+    """Return the bytes one example's graph keeps for a backward pass (weights not counted), and what has no second one."""
     num = min(2, num_examples)
     total = 0
 
@@ -81,5 +84,5 @@ def measured_activations(theta: Tensor, per_example: Callable[[Tensor, slice], T
 
     point = theta.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        per_example(point, slice(0, num))
-    return max(total // num, 1)
+        losses = per_example(point, slice(0, num))
+    return max(total // num, 1), once_differentiable_operations(losses)
