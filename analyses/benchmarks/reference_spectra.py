@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape.randomness import stream
 
 # A Ritz pair with a residual below this share of |H| is an eigenpair as far as these comparisons can tell.
-CONVERGED = 1e-9
+CONVERGED = {torch.float64: 1e-9, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,18 @@ def reference_spectrum(
     row: Tensor,
     *,
     name: str,
+    dtype: torch.dtype = torch.float64,
     num_steps: int = 160,
     num_probes: int = 8,
     probe_steps: int = 40,
     num_forms: int = 60,
 ) -> ReferenceSpectrum:
-    """Measure one lane (weights over classes, (C,)) in float64.
+    """Measure one lane (weights over classes, (C,)) with float64 vectors and products in ``dtype``.
 
     One run of ``num_steps`` gives both ends and the atoms; ``num_probes`` runs of ``probe_steps`` in their complement
     give the rest of the density, ``num_forms`` further quadratic forms there the rest of the trace.
     """
-    exact = risk.in_float64()
+    exact = risk.in_float64() if dtype == torch.float64 else risk
     size, device = len(exact.theta), exact.theta.device
 
     def draw(purpose: str) -> Tensor:
@@ -91,12 +92,12 @@ def reference_spectrum(
     with exact.hessian(exact.theta, row[None]) as batched:
 
         def product(vector: Tensor) -> Tensor:
-            return batched(vector[None, None])[0, 0]
+            return batched(vector[None, None].to(dtype))[0, 0].double()
 
         none = torch.zeros(0, size, dtype=torch.float64, device=device)
         values, coordinates, basis, coupling = _lanczos(product, draw("extremes"), num_steps, none)
         residuals = np.abs(coupling * coordinates[-1])
-        kept = residuals <= CONVERGED * np.abs(values).max()
+        kept = residuals <= CONVERGED[dtype] * np.abs(values).max()
         atoms = torch.as_tensor(coordinates[:, kept].T.copy(), device=device) @ basis
         del basis
         nodes, masses, forms = [values[kept]], [np.full(kept.sum(), 1.0 / size)], []
