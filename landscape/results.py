@@ -206,6 +206,11 @@ class Journal:
 
     def block(self, name: str, compute: Any) -> dict[str, np.ndarray]:
         """Return the block from its file, or compute it (a call without arguments) and keep it."""
+        stored = self.stored(name)
+        return stored if stored is not None else self.store(name, compute())
+
+    def stored(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the block from its file; None where it has not been computed."""
         path = self.path(name)
         if path.is_file():
             try:
@@ -213,7 +218,12 @@ class Journal:
                     return {key: stored[key] for key in stored.files}
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # cut short, or of another make
                 path.unlink()
-        arrays = {key: np.asarray(value) for key, value in compute().items()}
+        return None
+
+    def store(self, name: str, block: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Keep a computed block; return its arrays."""
+        path = self.path(name)
+        arrays = {key: np.asarray(value) for key, value in block.items()}
         with writing_atomically(path) as temporary, open(temporary, "wb") as target:
             np.savez(target, **arrays)  # type: ignore[arg-type]
         return arrays

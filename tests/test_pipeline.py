@@ -177,7 +177,7 @@ def test_a_main_job_that_was_killed_while_measuring_goes_on_and_ends_the_same(fi
         run_everything(RUN, killed, command="killed", progress=stop)
     assert names(killed) == ["sgd"]
     assert len(names(killed / "sgd" / "journal")) == 4  # two lanes of the spectrum, two pairs of draws
-    monkeypatch.setattr("landscape.spectrum.measure.measure_lane", never)
+    monkeypatch.setattr("landscape.spectrum.measure.measure_wave", never)
     with pytest.raises(ComputedAgainError):  # sam's spectrum is not yet there; sgd's was
         run_everything(RUN, killed, command="resumed")
     assert names(killed / "sgd") == ONE_RUN

@@ -1,9 +1,11 @@
 """Hessian spectra per lane: Lanczos, quadrature, certificates, verdict."""
 
 from landscape.spectrum.certificate import VERDICTS
+from landscape.spectrum.extremes import Extremes
 from landscape.spectrum.lanczos import Lanczos
-from landscape.spectrum.lane import Extremes, SpectrumOptions, find_extremes
+from landscape.spectrum.lane import find_extremes
 from landscape.spectrum.measure import extreme_directions, measure_spectrum
+from landscape.spectrum.options import SpectrumOptions
 
 __all__ = [
     "VERDICTS",

@@ -6,7 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["saddle", "slope", "no negative curvature", "undecided"]
+import numpy as np
+
+from landscape.spectrum.lanczos import RitzPairs
+
+Verdict = Literal["saddle", "slope", "no negative curvature", "undecided", "refused"]
+# The four that a fixed operator can get; "refused" is for one that is redrawn on purpose.
 VERDICTS: tuple[Verdict, ...] = ("saddle", "slope", "no negative curvature", "undecided")
 
 
@@ -68,10 +73,32 @@ class Evidence:
     steps_to_decide: int
 
 
+def is_certified_negative(lambda_min: float, error: float, lambda_max: float, threshold: float) -> bool:
+    """Whether lambda_min is negative beyond its error and larger than ``threshold`` times lambda_max."""
+    return lambda_min + error < 0 and -lambda_min > threshold * max(lambda_max, 0.0)
+
+
 def is_negative(evidence: Evidence, threshold: float) -> bool:
     """Whether negative curvature is certified and larger than ``threshold`` times lambda_max."""
-    certified = evidence.lambda_min + evidence.residual + evidence.noise < 0
-    return certified and -evidence.lambda_min > threshold * max(evidence.lambda_max, 0.0)
+    return is_certified_negative(
+        evidence.lambda_min, evidence.residual + evidence.noise, evidence.lambda_max, threshold
+    )
+
+
+def tighter_error(value: float, residual: float, ritz: RitzPairs, noise: float) -> float:
+    r"""Return how far an eigenvalue may be from a Rayleigh quotient, rounding included.
+
+    .. math:: |\lambda - \theta| \le \min(r, r^2 / \mathrm{gap}) + \mathrm{noise}
+
+    with gap the distance to the nearest other Ritz value less its residual (Kato and Temple; Parlett, *The Symmetric
+    Eigenvalue Problem*, theorem 11.7.1). The residual bound is rigorous; the quadratic one takes for granted that no
+    eigenvalue hides between the two Ritz values.
+    """
+    index = int(np.abs(ritz.values - value).argmin())
+    others = np.abs(np.delete(ritz.values, index) - value) - np.delete(ritz.residuals, index)
+    gap = float(others.min(initial=math.inf))
+    quadratic = residual**2 / gap if gap > 0 else math.inf
+    return min(residual, quadratic) + noise
 
 
 def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:

@@ -27,7 +27,7 @@ class SpectralSample:
         return num_parameters * float(np.sum(self.weights * function(self.values)))  # type: ignore[operator]
 
 
-def deflated_sample(atoms: np.ndarray, ritz: RitzPairs, num_parameters: int) -> SpectralSample:
+def deflated_sample(atoms: np.ndarray, ritz: RitzPairs | SpectralSample, num_parameters: int) -> SpectralSample:
     """Join exact atoms (one eigenvalue each) with a quadrature of the complement.
 
     Parameters

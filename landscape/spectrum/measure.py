@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 from landscape.randomness import stream
-from landscape.results import Journal, keep_block, validate, versions
+from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
-from landscape.spectrum.lane import Extremes, SpectrumOptions, find_extremes, measure_lane
+from landscape.risk.examples import available_memory
+from landscape.spectrum.assembly import assemble
+from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.lane import Directions, find_extremes, measure_wave
+from landscape.spectrum.options import SpectrumOptions
+from landscape.spectrum.sampling import LEVEL
 
 Progress = Callable[[int, int, str], None]
+
+# Lanes that advance together at most, and the steps that an extreme run usually takes, for planning the memory.
+MOST_LANES = 128
+TYPICAL_RUN = 60
 
 UNITS = {
     "ritz_value": "loss per squared weight",
@@ -37,13 +48,15 @@ def measure_spectrum(
     group_average: GroupAverage = "examples",
     journal: Journal | None = None,
     progress: Progress | None = None,
+    warm: Directions | None = None,
+    directions: dict[str, tuple[Tensor, Tensor]] | None = None,
 ) -> xr.Dataset:
     r"""Measure the Hessian spectrum of each lane: density, both extremes, trace, negative energy, verdict.
 
-    For every lane one Lanczos run from a random start goes on until both extremes have converged; its converged Ritz
-    pairs are deflated as exact atoms, and ``num_probes`` further runs in their complement give the density. The trace
-    and the negative energy :math:`\mathrm{tr}(H_-)/\mathrm{tr}|H|` are means over probes of raw quadratures with
-    standard errors.
+    For every lane one Lanczos run from a random start goes on until both extremes have converged; those of its Ritz
+    pairs that stand for eigenvalues of their own are deflated as atoms, and ``num_probes`` further runs in their
+    complement give the density. Trace, negative energy :math:`\mathrm{tr}(H_-)/\mathrm{tr}|H|` and thresholded negative
+    mass come from raw quadratures, with confidence intervals. Lanes advance together, as many as the memory holds.
 
     Parameters
     ----------
@@ -60,7 +73,12 @@ def measure_spectrum(
     journal
         Where finished lanes are kept, so that a killed run goes on after the last of them.
     progress
-        Called as ``progress(done, total, text)`` after each lane.
+        Called as ``progress(done, total, text)`` after each wave of lanes.
+    warm
+        Extreme vectors by lane name from a nearby point (the ``directions`` of another checkpoint): they start the
+        extreme runs; never the density's probes.
+    directions
+        A dictionary that receives ``{lane: (v_min, v_max)}``.
 
     Returns
     -------
@@ -90,22 +108,28 @@ def measure_spectrum(
     """
     chosen = lanes_of(risk, lanes, group_average=group_average)
     settings = options or SpectrumOptions()
-    blocks = []
+    blocks: dict[int, dict[str, np.ndarray]] = {}
     for index, name in enumerate(chosen.names):
-        blocks.append(
-            keep_block(
-                journal,
-                f"spectrum/lane={name}",
-                lambda row=chosen.weights[index], name=name: measure_lane(risk, row, settings, seed=seed, name=name),
-            )
-        )
+        stored = journal.stored(_key(name)) if journal is not None else None
+        if stored is not None:
+            blocks[index] = stored
+    todo = [index for index in range(len(chosen)) if index not in blocks]
+    keep_vectors = _vectors_fit(risk, len(chosen))
+    for wave in plan_waves(risk, chosen.weights, todo, settings):
+        names = [chosen.names[index] for index in wave]
+        records = measure_wave(risk, chosen.weights[wave], names=names, options=settings, seed=seed, warm=warm)
+        for index, name, record in zip(wave, names, records):
+            if not keep_vectors:
+                del record["v_min"], record["v_max"]
+            blocks[index] = journal.store(_key(name), record) if journal is not None else record
         if progress is not None:
-            progress(index + 1, len(chosen), f"spectrum of {name}")
-    dataset = _assemble(blocks)
-    dataset["num_examples"] = ("lane", np.asarray(chosen.num_examples))
-    dataset = dataset.assign_coords(
-        lane=list(chosen.names), lane_kind=("lane", list(chosen.kinds)), lane_group=("lane", list(chosen.groups))
-    )
+            progress(len(blocks), len(chosen), f"spectrum of {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    ordered = [blocks[index] for index in range(len(chosen))]
+    if directions is not None and keep_vectors:
+        directions |= {
+            n: (torch.as_tensor(b["v_min"]), torch.as_tensor(b["v_max"])) for n, b in zip(chosen.names, ordered)
+        }
+    dataset = assemble(risk, chosen, ordered)
     for name, unit in UNITS.items():
         dataset[name].attrs["units"] = unit
     dataset.attrs = {
@@ -115,6 +139,7 @@ def measure_spectrum(
         "group_average": group_average,
         "normalization": "none: mean loss per lane, curvature per squared weight",
         "lower_bound_probability": 1 - settings.failure_probability,
+        "interval_level": LEVEL,
         "num_parameters": len(risk.theta),
         "versions": versions(),
         **{f"option_{key}": value for key, value in asdict(settings).items()},
@@ -122,16 +147,34 @@ def measure_spectrum(
     return validate("spectrum", dataset)
 
 
-def _assemble(blocks: list[dict[str, np.ndarray]]) -> xr.Dataset:
-    steps = max(block["ritz_value"].shape[1] for block in blocks)
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for key in blocks[0]:
-        if key.startswith("ritz_"):
-            padded = [np.pad(b[key], ((0, 0), (0, steps - b[key].shape[1])), constant_values=np.nan) for b in blocks]
-            variables[key] = (("lane", "probe", "step"), np.stack(padded))
-        else:
-            variables[key] = (("lane",), np.array([b[key].item() for b in blocks]))
-    return xr.Dataset(variables)
+def _key(name: str) -> str:
+    return f"spectrum/lane={name}"
+
+
+def plan_waves(risk: ClassRisk, weights: Tensor, todo: Sequence[int], options: SpectrumOptions) -> list[list[int]]:
+    """Cut lanes into waves that advance together: as many as have their graphs and bases in memory at once."""
+    theta = risk.theta
+    graph_bytes = getattr(risk, "product_bytes", None)
+    graphs = graph_bytes(weights) if graph_bytes is not None else [0] * len(weights)
+    vectors = min(options.longest_run, TYPICAL_RUN) + options.num_probes * (options.num_steps + 2)
+    basis = vectors * theta.numel() * theta.element_size()
+    room = available_memory(theta.device) // 3
+    graph_room = getattr(risk, "memory_budget", room)
+    waves: list[list[int]] = []
+    used_graph = used_basis = 0
+    for index in todo:
+        fits = waves and used_graph + graphs[index] <= graph_room and used_basis + basis <= room
+        if not fits or len(waves[-1]) >= MOST_LANES:
+            waves.append([])
+            used_graph = used_basis = 0
+        waves[-1].append(index)
+        used_graph, used_basis = used_graph + graphs[index], used_basis + basis
+    return waves
+
+
+def _vectors_fit(risk: ClassRisk, num_lanes: int) -> bool:
+    theta = risk.theta
+    return 2 * num_lanes * theta.numel() * theta.element_size() <= available_memory(torch.device("cpu")) // 4
 
 
 def extreme_directions(

@@ -28,10 +28,13 @@ class Walk:
         stays within half of lambda s^2 / 2; 0 if there is none.
     decrease
         Decrease of the loss at that radius on the better of the two sides, in loss units.
+    step
+        Signed distance of that better point.
     """
 
     quadratic_radius: float
     decrease: float
+    step: float = 0.0
 
 
 def smallest_radius(loss: float, curvature: float, rounding: float) -> float:
@@ -60,11 +63,11 @@ def walk_both_ways(along: LossAlong, *, curvature: float, rounding: float, limit
         Largest radius to try; a model that still holds there is reported as holding up to it.
     """
     start = along(0.0)
-    sides: dict[float, float] = {}
+    sides: dict[float, tuple[float, float]] = {}
 
     def holds(radius: float) -> bool:
         plus, minus = along(radius), along(-radius)
-        sides[radius] = start - min(plus, minus)
+        sides[radius] = start - min(plus, minus), radius if plus <= minus else -radius
         model = curvature * radius**2 / 2
         even = (plus + minus) / 2 - start
         return math.isfinite(even) and abs(even - model) <= abs(model) / 2
@@ -81,4 +84,4 @@ def walk_both_ways(along: LossAlong, *, curvature: float, rounding: float, limit
     for _ in range(NUM_BISECTIONS if good < limit else 0):
         trial = math.sqrt(good * bad)
         good, bad = (trial, bad) if holds(trial) else (good, trial)
-    return Walk(good, sides[good])
+    return Walk(good, *sides[good])

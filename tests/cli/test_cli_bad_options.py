@@ -126,7 +126,7 @@ def test_a_wrong_lane_is_refused_before_the_work(command, checkpoint, tmp_path, 
         raise AssertionError("the work began")
 
     monkeypatch.setattr("landscape.pipeline.train", work)
-    monkeypatch.setattr("landscape.spectrum.measure.measure_lane", work)
+    monkeypatch.setattr("landscape.spectrum.measure.measure_wave", work)
     refuses(tmp_path, *arguments_of(command, checkpoint, tmp_path), "--lanes", "tial", match="tial.*tail")
 
 

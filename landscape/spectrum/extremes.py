@@ -1,0 +1,365 @@
+"""Both ends of many lanes' spectra from Lanczos runs in lock-step, each proven and certified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError
+from landscape.risk import ClassRisk
+from landscape.risk.examples import available_memory
+from landscape.risk.protocol import HessianProduct
+from landscape.spectrum.basis import BasisPlace
+from landscape.spectrum.certificate import is_certified_negative, lower_bound, tighter_error
+from landscape.spectrum.lanczos import Lanczos, RitzPairs
+from landscape.spectrum.options import SpectrumOptions
+from landscape.spectrum.preflight import Proof, prove_operator, require_proven
+
+# Rounding of a product that no second evaluation can see, in units of eps |H|.
+NOISE_EPS = 8.0
+# Below this many units of measured rounding the smallest eigenvalue is checked against a more exact product.
+MARGINAL = 100.0
+# Steps between two looks at the convergence of the extreme run.
+LOOK_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Both ends of one lane's spectrum with their vectors.
+
+    Attributes
+    ----------
+    values_low, values_high
+        (k,) Rayleigh quotients of the lowest and highest Ritz vectors, outermost first: the true extremes lie at or
+        beyond the first of each.
+    residuals_low, residuals_high
+        (k,) |H v - lambda v| of unit vectors, from an explicit product.
+    errors_low, errors_high
+        (k,) how far an eigenvalue may be: the residual, or residual^2 over the gap to the next Ritz value if smaller.
+    vectors_low, vectors_high
+        (k, n) unit vectors.
+    noise
+        Rounding of a product.
+    ritz
+        All Ritz pairs of the run; ``space`` (m, n) is their orthonormal basis, empty where none was kept.
+    num_steps, num_plain_steps, num_hvps
+        Length of the run, its steps before the first restart (those that the bound counts), products spent.
+    is_random_start
+        Whether the run began at random: only then does the bound hold.
+    proof
+        What the checks of the operator found.
+    asymmetry, orthogonality
+        Defects of the run, relative to |H|, and |Q'Q - I|.
+    """
+
+    values_low: np.ndarray
+    values_high: np.ndarray
+    residuals_low: np.ndarray
+    residuals_high: np.ndarray
+    errors_low: np.ndarray
+    errors_high: np.ndarray
+    vectors_low: Tensor
+    vectors_high: Tensor
+    noise: float
+    ritz: RitzPairs
+    space: Tensor
+    num_steps: int
+    num_plain_steps: int
+    num_hvps: int
+    is_random_start: bool
+    asymmetry: float
+    orthogonality: float
+    proof: Proof = field(default_factory=Proof)
+
+    @property
+    def lambda_min(self) -> float:
+        """The lowest Rayleigh quotient."""
+        return float(self.values_low[0])
+
+    @property
+    def lambda_max(self) -> float:
+        """The highest Rayleigh quotient."""
+        return float(self.values_high[0])
+
+    @property
+    def residual_min(self) -> float:
+        """Residual of the lowest pair."""
+        return float(self.residuals_low[0])
+
+    @property
+    def residual_max(self) -> float:
+        """Residual of the highest pair."""
+        return float(self.residuals_high[0])
+
+    @property
+    def v_min(self) -> Tensor:
+        """(n,) the unit vector of the lowest pair."""
+        return self.vectors_low[0]
+
+    @property
+    def v_max(self) -> Tensor:
+        """(n,) the unit vector of the highest pair."""
+        return self.vectors_high[0]
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the Krylov space was exhausted."""
+        return self.ritz.is_exhausted
+
+
+@dataclass
+class _Finished:
+    """What a lane's run leaves behind when it stops."""
+
+    ritz: RitzPairs
+    space: Tensor
+    ends: Tensor  # (2k, n)
+    num_steps: int
+    num_plain_steps: int
+    asymmetry: float
+
+
+def place_basis(theta: Tensor, num_lanes: int, options: SpectrumOptions) -> tuple[BasisPlace, int]:
+    """Return where the bases of some lanes live, and the most vectors of each before a restart."""
+    longest = min(options.longest_run, len(theta)) + 1
+    wanted = min(longest, options.basis_vectors or longest)
+    if options.basis in ("device", "host", "none"):
+        return options.basis, wanted
+    vector = num_lanes * theta.numel() * theta.element_size()
+    room = available_memory(theta.device) // 2 // vector
+    if room >= wanted:
+        return "device", wanted
+    if theta.device.type != "cpu" and available_memory(torch.device("cpu")) // 2 // vector >= longest:
+        return "host", longest
+    fewest = 4 * options.num_extremes + 20
+    return ("device", int(room)) if room >= fewest else ("none", longest)
+
+
+def find_extremes_of(
+    risk: ClassRisk,
+    product: HessianProduct,
+    weights: Tensor,
+    starts: Tensor,
+    *,
+    names: Sequence[str],
+    options: SpectrumOptions,
+    are_random: bool = True,
+) -> list[Extremes]:
+    """Run Lanczos on lanes (weights (B, C), starts (B, n)) in lock-step until each has what was asked for.
+
+    ``product`` is what ``risk.hessian(risk.theta, weights)`` yields.
+
+    Raises
+    ------
+    LandscapeError
+        If a product is not finite, or the operator is not one fixed symmetric matrix.
+    """
+    finished, proofs = _run(risk, product, weights, starts, names=names, options=options)
+    ends = torch.stack([finished[b].ends for b in range(len(weights))])
+    products = product(ends)
+    extra = 2 + ends.shape[1]
+    return [
+        _certify(
+            risk,
+            weights[b : b + 1],
+            finished[b],
+            ends[b],
+            products[b],
+            _proven(risk, proofs[b], finished[b], names[b]),
+            options,
+            are_random,
+            extra,
+        )
+        for b in range(len(weights))
+    ]
+
+
+def _proven(risk: ClassRisk, proof: Proof, done: _Finished, name: str) -> Proof:
+    """Add what all the run's vectors say about symmetry, and refuse an operator that fails late."""
+    proof = replace(proof, symmetry=float(np.fmax(proof.symmetry, done.asymmetry)))
+    if getattr(risk, "is_fixed", True):
+        require_proven(proof, name, risk.theta)
+    return proof
+
+
+def _run(
+    risk: ClassRisk,
+    product: HessianProduct,
+    weights: Tensor,
+    starts: Tensor,
+    *,
+    names: Sequence[str],
+    options: SpectrumOptions,
+) -> tuple[dict[int, _Finished], list[Proof]]:
+    theta = risk.theta
+    place, most_vectors = place_basis(theta, len(weights), options)
+    first: list[tuple[Tensor, Tensor]] = []
+
+    def matvec(vectors: Tensor) -> Tensor:
+        out = product(vectors[:, None], lanes=rows)[:, 0]
+        if len(first) < 2:
+            first.append((vectors.clone(), out))
+        return out
+
+    rows = list(range(len(weights)))
+    run = Lanczos(matvec, starts.to(theta), basis=place)
+    limit = min(options.longest_run, len(theta))
+    run.extend(min(2, limit))
+    proofs = prove_operator(risk, product, first, names=names, weights=weights)
+    finished: dict[int, _Finished] = {}
+    plain = limit
+    while rows:
+        ready = {}
+        for row in rows:
+            ritz = run.ritz(row)
+            if not np.isfinite(ritz.values).all():
+                raise LandscapeError(
+                    f"lane '{names[row]}': a Hessian product is not finite: the loss overflows at these weights"
+                )
+            if run.num_steps >= limit or is_done(ritz, min(run.num_steps, plain), theta, options):
+                ready[row] = ritz
+        _collect(run, ready, finished, min(run.num_steps, plain), options)
+        rows = [row for row in rows if row not in ready]
+        if not rows:
+            break
+        run.keep(rows)
+        size = len(run.ritz(rows[0]).values)
+        steps = min(LOOK_EVERY, limit - run.num_steps)
+        if size + steps > most_vectors and place == "device":
+            plain = min(plain, run.num_steps)
+            run.restart(options.num_extremes + 4, options.num_extremes + 4)
+        run.extend(steps)
+    return finished, proofs
+
+
+def _collect(
+    run: Lanczos, ready: dict[int, RitzPairs], finished: dict[int, _Finished], plain: int, options: SpectrumOptions
+) -> None:
+    """Take the ends, and the basis, of the lanes that are done."""
+    for row, ritz in ready.items():
+        k = min(options.num_extremes, len(ritz.values))
+        chosen = [*range(k), *range(len(ritz.values) - 1, len(ritz.values) - 1 - k, -1)]
+        coordinates = ritz.coordinates[:, chosen]
+        if run.place == "none":
+            every = np.zeros((len(run.rows), *coordinates.shape))
+            every[run.rows.index(row)] = coordinates
+            ends = run.replay(every)[run.rows.index(row)]
+            space = ends[:0]
+        else:
+            ends = run.vectors(row, coordinates)
+            space = run.space(row, len(ritz.values)).clone()
+        ends = ends / torch.linalg.vector_norm(ends, dim=1, keepdim=True)
+        if k < options.num_extremes:
+            raise_too_few(options.num_extremes, k)
+        finished[row] = _Finished(ritz, space, ends, run.num_steps, plain, run.asymmetry(row))
+
+
+def raise_too_few(wanted: int, found: int) -> None:
+    """Refuse to return fewer eigenpairs than were asked for."""
+    raise LandscapeError(
+        f"num_extremes: {wanted} eigenpairs were asked for at either end, but the Krylov space of a random start is "
+        f"exhausted after {found}: the operator has no more distinct eigenvalues"
+    )
+
+
+def is_done(ritz: RitzPairs, num_plain_steps: int, theta: Tensor, options: SpectrumOptions) -> bool:
+    """Whether a run has what was asked for: both extremes, or (until="verdict") only the sign of the smallest."""
+    if ritz.is_exhausted:
+        return True
+    k = options.num_extremes
+    if len(ritz.values) < 2 * k:
+        return False
+    norm = float(np.abs(ritz.values).max())
+    tolerance = options.residual_tolerance(theta.dtype) * norm
+    low, high = float(ritz.values[0]), float(ritz.values[-1])
+    noise = NOISE_EPS * torch.finfo(theta.dtype).eps * norm
+    bound = lower_bound(
+        low,
+        high,
+        num_steps=num_plain_steps,
+        num_parameters=len(theta),
+        failure_probability=options.failure_probability,
+        noise=0.0,
+        is_exhausted=False,
+    )
+    is_negative = is_certified_negative(
+        low, float(ritz.residuals[0]) + noise, high + float(ritz.residuals[-1]), options.threshold
+    )
+    if options.until == "verdict":
+        is_positive = bound >= -options.threshold * high
+        return bool((is_negative and ritz.residuals[-1] <= 0.1 * norm) or is_positive)
+    if not (ritz.residuals[-k:] <= tolerance).all():
+        return False
+    if is_negative or k > 1:
+        return bool((ritz.residuals[:k] <= tolerance).all()) and (is_negative or bound >= -options.threshold * high)
+    return bound >= -options.threshold * high
+
+
+def _certify(
+    risk: ClassRisk,
+    weights: Tensor,
+    done: _Finished,
+    ends: Tensor,
+    products: Tensor,
+    proof: Proof,
+    options: SpectrumOptions,
+    is_random: bool,
+    num_extra: int,
+) -> Extremes:
+    values = (ends.double() * products.double()).sum(1)
+    residuals = torch.linalg.vector_norm(products.double() - values[:, None] * ends.double(), dim=1).cpu().numpy()
+    values = values.cpu().numpy()
+    norm = float(np.abs(done.ritz.values).max())
+    noise = max(proof.rounding, NOISE_EPS * torch.finfo(ends.dtype).eps * norm)
+    num_hvps = done.num_steps + num_extra + proof.num_products
+    if abs(values[0]) < MARGINAL * noise:
+        exact, num_checks = _rounding(risk, weights, ends[:1], products[:1])
+        noise, num_hvps = max(noise, exact), num_hvps + num_checks
+    k = len(values) // 2
+    errors = [tighter_error(value, residual, done.ritz, noise) for value, residual in zip(values, residuals)]
+    return Extremes(
+        values_low=values[:k],
+        values_high=values[k:],
+        residuals_low=residuals[:k],
+        residuals_high=residuals[k:],
+        errors_low=np.array(errors[:k]),
+        errors_high=np.array(errors[k:]),
+        vectors_low=ends[:k],
+        vectors_high=ends[k:],
+        noise=noise,
+        ritz=done.ritz,
+        space=done.space,
+        num_steps=done.num_steps,
+        num_plain_steps=done.num_plain_steps,
+        num_hvps=num_hvps,
+        is_random_start=is_random,
+        asymmetry=done.asymmetry,
+        orthogonality=_orthogonality(done.space),
+        proof=proof,
+    )
+
+
+def _orthogonality(space: Tensor) -> float:
+    if not len(space):
+        return float("nan")
+    gram = (space @ space.T).double()
+    return float(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
+
+
+def _rounding(risk: ClassRisk, weights: Tensor, ends: Tensor, products: Tensor) -> tuple[float, int]:
+    """Return |H v - H' v|, H' in float64 or (in float64) cut into other chunks, and its cost."""
+    exact = risk.in_float64()
+    if exact is not risk:
+        with exact.hessian(exact.theta, weights) as product:
+            other = product(ends[None].double())[0]
+    elif hasattr(risk, "chunk_size"):
+        chunk = max(1, min(risk.chunk_size, int(risk.class_counts.max())) // 2)
+        with risk.hessian(risk.theta, weights, chunk_size=chunk) as product:  # type: ignore[call-arg]
+            other = product(ends[None])[0]
+    else:
+        return 0.0, 0
+    return float(torch.linalg.vector_norm(other.double() - products.double(), dim=1).max()), len(ends)

@@ -1,0 +1,134 @@
+"""How much a spectrum may cost, when it stops, and what its verdict means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from landscape.errors import LandscapeError, unknown_name
+
+Until = Literal["converged", "verdict"]
+BasisChoice = Literal["auto", "device", "host", "none"]
+
+# Residual at which an extreme counts as converged, in units of |H|; its eigenvalue error is the square over the gap.
+EXTREME_TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-7}
+# Products that prove the operator (repeat, linearity, additivity), and one that settles what is close to rounding.
+PROOF_PRODUCTS = 3
+ROUNDING_PRODUCTS = 1
+# The fewest Lanczos steps of a run and of a probe that are worth having.
+FEWEST_STEPS = 8
+SHORTEST_PROBE = 2
+
+
+@dataclass(frozen=True)
+class SpectrumOptions:
+    """How much a spectrum may cost and what its verdict means; validated once.
+
+    Attributes
+    ----------
+    num_probes
+        Density probes (at least 2, so that every estimate has a standard error).
+    num_steps
+        Lanczos steps per density probe.
+    max_steps
+        Most steps of the extreme run, which stops as soon as both extremes have converged and the verdict is clear.
+    threshold
+        Negative curvature matters above this multiple of lambda_max.
+    failure_probability
+        Of the lower bound on lambda_min.
+    tolerance
+        Residual at which an extreme counts as converged, in units of |H|; None for ``EXTREME_TOLERANCE``.
+    num_extremes
+        Eigenpairs wanted at either end.
+    until
+        ``"converged"``, or ``"verdict"``: products are spent only until the lane is decided; no density.
+    budget
+        Hessian products per lane, all included; None for no limit. What the extremes leave goes into the probes.
+    num_traces
+        Test vectors of XTrace in the complement of the extreme run, two products each; 0 takes the probes' first products.
+    basis
+        Where Lanczos vectors live: on the device, in the host's memory, nowhere, or where they fit.
+    basis_vectors
+        Most vectors in memory per lane, after which the extreme run restarts; None for what the memory holds.
+    num_bootstrap
+        Bootstrap draws over images of the curvature along v_min; 0 leaves the interval out.
+    """
+
+    num_probes: int = 4
+    num_steps: int = 20
+    max_steps: int = 200
+    threshold: float = 0.01
+    failure_probability: float = 1e-3
+    tolerance: float | None = None
+    num_extremes: int = 1
+    until: Until = "converged"
+    budget: int | None = None
+    num_traces: int = 0
+    basis: BasisChoice = "auto"
+    basis_vectors: int | None = None
+    num_bootstrap: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.num_probes < 2:
+            raise LandscapeError(f"num_probes: expected at least 2 (for a standard error), got {self.num_probes}")
+        if self.num_steps < 2 or self.max_steps < 2:
+            raise LandscapeError(
+                f"num_steps and max_steps: expected at least 2, got {self.num_steps} and {self.max_steps}"
+            )
+        if not 0 < self.threshold < 1:
+            raise LandscapeError(f"threshold: expected a fraction of lambda_max between 0 and 1, got {self.threshold}")
+        if not 0 < self.failure_probability < 1:
+            raise LandscapeError(f"failure_probability: expected between 0 and 1, got {self.failure_probability}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise LandscapeError(f"tolerance: expected a fraction of |H| between 0 and 1, got {self.tolerance}")
+        if self.num_extremes < 1:
+            raise LandscapeError(f"num_extremes: expected at least 1, got {self.num_extremes}")
+        if self.until not in get_args(Until):
+            raise unknown_name("until", self.until, get_args(Until))
+        if self.basis not in get_args(BasisChoice):
+            raise unknown_name("basis", self.basis, get_args(BasisChoice))
+        if self.budget is not None and self.budget < self.fewest_products:
+            raise LandscapeError(
+                f"budget: expected at least {self.fewest_products} products per lane for a run, its proof and "
+                f"{self.num_probes} probes, got {self.budget}"
+            )
+        if self.num_traces < 0 or self.num_bootstrap < 0:
+            raise LandscapeError(
+                f"num_traces and num_bootstrap: expected at least 0, got {self.num_traces} and {self.num_bootstrap}"
+            )
+        if self.basis_vectors is not None and self.basis_vectors < 4 * self.num_extremes + 8:
+            raise LandscapeError(
+                f"basis_vectors: expected at least {4 * self.num_extremes + 8} for {self.num_extremes} eigenpairs at "
+                f"either end, got {self.basis_vectors}"
+            )
+
+    @property
+    def overhead(self) -> int:
+        """Products per lane beside the Lanczos steps: proof of the operator and certificates of both ends."""
+        return PROOF_PRODUCTS + ROUNDING_PRODUCTS + 2 * self.num_extremes
+
+    @property
+    def fewest_products(self) -> int:
+        """The smallest budget that gives every result."""
+        probes = 0 if self.until == "verdict" else self.num_probes * SHORTEST_PROBE
+        return FEWEST_STEPS + self.overhead + probes + 2 * self.num_traces
+
+    @property
+    def longest_run(self) -> int:
+        """Most steps of the extreme run within the budget."""
+        if self.budget is None:
+            return self.max_steps
+        probes = 0 if self.until == "verdict" else self.num_probes * SHORTEST_PROBE
+        return min(self.max_steps, self.budget - self.overhead - probes - 2 * self.num_traces)
+
+    def probe_steps(self, num_spent: int) -> int:
+        """Return the steps per density probe after ``num_spent`` products of a lane."""
+        if self.budget is None:
+            return self.num_steps
+        return max((self.budget - num_spent - 2 * self.num_traces) // self.num_probes, SHORTEST_PROBE)
+
+    def residual_tolerance(self, dtype: torch.dtype) -> float:
+        """Return the residual, relative to |H|, at which an extreme has converged."""
+        return self.tolerance if self.tolerance is not None else EXTREME_TOLERANCE[dtype]

@@ -1,0 +1,182 @@
+"""Density, trace and negative part of many lanes: deflated quadratures of random probes, in lock-step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+
+from landscape.risk.protocol import HessianProduct
+from landscape.spectrum.density import SpectralSample, deflated_sample
+from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.intervals import Interval, energy_interval, mass_interval, trace_interval
+from landscape.spectrum.lanczos import Lanczos, sphere
+from landscape.spectrum.options import SpectrumOptions
+from landscape.spectrum.trace import xtrace
+
+# A Ritz pair of the extreme run is deflated when its residual is below this share of its value: it carries nearly all
+# of its eigenvalue's energy, and the shift that its coupling leaves behind, residual^2 / value, is a hundredth of it.
+DEFLATION_SHARE = 0.1
+# The level of all intervals.
+LEVEL = 0.95
+
+ProbeGenerator = Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Density:
+    """What the probes of one lane say.
+
+    Attributes
+    ----------
+    samples
+        One quadrature per probe, deflated atoms included.
+    trace, energy, mass
+        tr(H), tr(H-)/tr|H| and the share of eigenvalues below -threshold lambda_max, with their intervals.
+    num_hvps
+        Products spent.
+    """
+
+    samples: list[SpectralSample]
+    trace: Interval
+    energy: Interval
+    mass: Interval
+    num_hvps: int
+
+
+@dataclass(frozen=True)
+class _Atoms:
+    """Deflated Ritz pairs of one lane: values (d,), unit vectors (d, n), and what their couplings may shift."""
+
+    values: np.ndarray
+    vectors: Tensor
+    shift: float
+
+
+def choose_atoms(extremes: Extremes) -> _Atoms:
+    """Return the Ritz pairs of an extreme run that stand for eigenvalues of their own."""
+    ritz = extremes.ritz
+    if not len(extremes.space):  # no basis was kept
+        return _Atoms(np.zeros(0), extremes.space, 0.0)
+    chosen = ritz.residuals <= DEFLATION_SHARE * np.abs(ritz.values)
+    if len(ritz.values) == extremes.space.shape[1]:  # the whole space: everything is exact
+        chosen[:] = True
+    values, residuals = ritz.values[chosen], ritz.residuals[chosen]
+    shift = float((residuals**2 / np.maximum(np.abs(values), np.finfo(float).tiny)).sum())
+    coordinates = torch.as_tensor(ritz.coordinates[:, chosen]).to(extremes.space)
+    return _Atoms(values, coordinates.T @ extremes.space, shift)
+
+
+def sample_densities(
+    theta: Tensor,
+    product: HessianProduct,
+    extremes: Sequence[Extremes],
+    options: SpectrumOptions,
+    generators: Sequence[ProbeGenerator],
+) -> list[Density]:
+    """Return the densities of B lanes at theta (n,), their probes in the complement of the extreme runs' atoms.
+
+    Lanes whose runs differ in length share the products all the same: a budget gives all of them the steps of the one
+    that has least left.
+    """
+    size = len(theta)
+    atoms = [choose_atoms(e) for e in extremes]
+    num_left = [size - len(a.values) for a in atoms]
+    num_steps = min(options.probe_steps(e.num_hvps) for e in extremes)
+    num_steps = min([num_steps, *(left for left in num_left if left > 0)])
+    open_lanes = [b for b, left in enumerate(num_left) if left > 0]
+    probes: dict[int, list[SpectralSample]] = {}
+    traces: dict[int, Interval] = {}
+    if open_lanes:
+        stack = _stack([atoms[b].vectors for b in open_lanes])
+        starts = _starts(theta, [generators[b] for b in open_lanes], "probe", options.num_probes)
+        run = Lanczos(
+            lambda v: product(v.view(len(open_lanes), -1, size), lanes=open_lanes).reshape(-1, size),
+            starts.reshape(-1, size),
+            deflated=stack,
+        )
+        run.extend(num_steps)
+        for index, b in enumerate(open_lanes):
+            rows = range(index * options.num_probes, (index + 1) * options.num_probes)
+            pairs = [run.ritz(row) for row in rows]
+            probes[b] = [SpectralSample(r.values, r.weights) for r in pairs if len(r.values)]
+        if options.num_traces:
+            traces = _xtraces(theta, product, open_lanes, atoms, stack, generators, options)
+    return [
+        _summarise(atoms[b], probes.get(b, []), traces.get(b), extremes[b], size, num_steps, options)
+        for b in range(len(extremes))
+    ]
+
+
+def _xtraces(
+    theta: Tensor,
+    product: HessianProduct,
+    lanes: Sequence[int],
+    atoms: Sequence[_Atoms],
+    stack: Tensor,
+    generators: Sequence[ProbeGenerator],
+    options: SpectrumOptions,
+) -> dict[int, Interval]:
+    offsets = torch.tensor([float(atoms[b].values.sum()) for b in lanes], dtype=torch.float64)
+    tests = _starts(theta, [generators[b] for b in lanes], "trace", options.num_traces)
+    estimate = xtrace(lambda v: product(v, lanes=lanes), tests, deflated=stack, deflated_traces=offsets)
+    return {
+        b: _normal(float(estimate.values[index]), float(estimate.stderrs[index]), options)
+        for index, b in enumerate(lanes)
+    }
+
+
+def _starts(theta: Tensor, generators: Sequence[ProbeGenerator], what: str, count: int) -> Tensor:
+    """Return (B, count, n) vectors on the sphere, one named stream each."""
+    rows = [torch.cat([sphere(1, len(theta), g(f"{what}={p}")) for p in range(count)]).to(theta) for g in generators]
+    return torch.stack(rows)
+
+
+def _stack(blocks: Sequence[Tensor]) -> Tensor:
+    """Return (B, d, n), shorter blocks filled up with zero rows, which deflate nothing."""
+    deepest = max(len(block) for block in blocks)
+    out = blocks[0].new_zeros(len(blocks), deepest, blocks[0].shape[1])
+    for target, block in zip(out, blocks):
+        target[: len(block)] = block
+    return out
+
+
+def _normal(value: float, stderr: float, options: SpectrumOptions) -> Interval:
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, options.num_traces - 1)) * stderr
+    return Interval(value, value - half, value + half, stderr, 0.0, options.num_traces - 1)
+
+
+def _summarise(
+    atoms: _Atoms,
+    probes: list[SpectralSample],
+    trace: Interval | None,
+    extremes: Extremes,
+    size: int,
+    num_steps: int,
+    options: SpectrumOptions,
+) -> Density:
+    threshold = options.threshold * max(extremes.lambda_max, 0.0)
+    samples = [deflated_sample(atoms.values, probe, size) for probe in probes]
+    if not samples:
+        samples = [SpectralSample(atoms.values, np.full(size, 1.0 / size))] * options.num_probes
+    total = float(np.mean([np.sum(s.weights * np.abs(s.values)) for s in samples])) * size
+    energy = energy_interval(atoms.values, probes, size, level=LEVEL)
+    shift = atoms.shift / total if total > 0 else 0.0
+    energy = replace(
+        energy,
+        lower=max(energy.lower - shift, 0.0),
+        upper=min(energy.upper + shift, 1.0),
+        truncation=energy.truncation + shift,
+    )
+    num_hvps = num_steps * options.num_probes + 2 * options.num_traces if probes else 0
+    return Density(
+        samples=samples,
+        trace=trace or trace_interval(atoms.values, probes, size, level=LEVEL),
+        energy=energy,
+        mass=mass_interval(atoms.values, probes, size, threshold, level=LEVEL),
+        num_hvps=num_hvps,
+    )
