@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import typer
-from cli_cases import FEW, refuses, succeeds
+from cli_cases import FEW, refuses, succeeds, write_foreign
 
 from landscape.cli import options as opt
 from landscape.cli.main import app
@@ -17,15 +18,22 @@ from landscape.loading import CheckpointSource, load_risk
 from landscape.risk import ModelRisk
 from landscape.risk.augmented import RedrawnRisk
 
+CIFAR = ("--model", "convnet", "--dataset", "cifar10", "--data-dir")
 COMMANDS = typer.main.get_command(app).commands
 
 
 @pytest.fixture(scope="module")
-def on_cifar(foreign, cifar):
+def small(tmp_path_factory) -> Path:
+    """A small network for CIFAR images: ResNets take seconds for what is asked here."""
+    return write_foreign(tmp_path_factory.mktemp("small") / "a.pth", "convnet")
+
+
+@pytest.fixture(scope="module")
+def on_cifar(small, cifar):
     """Return a risk of the CIFAR network under some augmentation."""
 
     def load(**options):
-        return load_risk(foreign, dataset="cifar10", data_dir=cifar, device="cpu", **options)
+        return load_risk(small, model="convnet", dataset="cifar10", data_dir=cifar, device="cpu", **options)
 
     return load
 
@@ -62,26 +70,16 @@ def test_a_data_set_without_augmentation_refuses(augment, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "what"), [("perturb", "a perturbation analysis"), ("surface", "a surface")])
-def test_a_moving_function_has_no_surface(command, what, foreign, cifar, tmp_path):
-    arguments = [
-        command,
-        foreign,
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        cifar,
-        *FEW,
-        "--out",
-        tmp_path / "new" / "out.nc",
-    ]
+def test_a_moving_function_has_no_surface(command, what, small, cifar, tmp_path):
+    arguments = [command, small, *CIFAR, cifar, *FEW, "--out", tmp_path / "new" / "out.nc"]
     refuses(tmp_path, *arguments, "--augment", "redraw", match=f"{what} needs a fixed function.*none or frozen")
 
 
-def test_inspect_averages_over_frozen_draws_and_counts_images(foreign, cifar, on_cifar):
-    options = ("--dataset", "cifar10", "--data-dir", cifar, "--split", "train", "--json")
+def test_inspect_averages_over_frozen_draws_and_counts_images(small, cifar, on_cifar):
+    options = (*CIFAR, cifar, "--split", "train", "--json")
     found = {}
     for augment in ("none", "frozen", "redraw"):
-        printed = json.loads(succeeds("inspect", foreign, *options, "--augment", augment, "--augment-draws", "2"))
+        printed = json.loads(succeeds("inspect", small, *options, "--augment", augment, "--augment-draws", "2"))
         lanes = {row["lane"]: row for row in printed["lanes"]}
         found[augment] = lanes["all"]["loss"]
         assert lanes["all"]["num_examples"] == 30
