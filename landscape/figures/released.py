@@ -32,6 +32,7 @@ _MARGIN = 0.01
 _VARIANCE = 1e-5
 _OFFSET = 1e-7  # added before the logarithm
 _TOP = 2e1
+_LINES = 1e2  # room above the curves for each side's two lines of words
 _THEIRS, _OURS = SEQUENCE[1], SEQUENCE[0]
 _MAX_PANELS = 16
 
@@ -155,9 +156,10 @@ def _panel(lane: str, theirs: xr.Dataset, ours: xr.Dataset, all_ours: xr.Dataset
         smallest = float(data["lambda_min"])
         marks.append(Line(np.array([smallest] * 2), np.array([_OFFSET, _TOP]), colour, "", "dot", width=0.8))
         residual = float(data["lambda_min_residual"]) if "lambda_min_residual" in data else float("nan")
-        words = f"{who}: λmin {prep.with_error(smallest, residual)}, {_verdict(data)}"
-        marks.append(Text(edges[0], _TOP * 100 ** (1 - k) * 5, words, INK, "left", (3.0, 0.0), 6.0))
-    y = Axis("density + 1e−7", "log", (_OFFSET, _TOP * 5e3))
+        height = _TOP * _LINES ** (1.75 - k)
+        for words, shift in ((f"{who}: λmin {prep.with_error(smallest, residual)}", 0.0), (_verdict(data), -8.0)):
+            marks.append(Text(edges[0], height, words, INK, "left", (3.0, shift), 6.0))
+    y = Axis("density + 1e−7", "log", (_OFFSET, _TOP * _LINES**2.1))
     return Panel(prep.lane_label(all_ours, lane), Axis("", "symlog", edges, 1.0), y, tuple(marks))
 
 

@@ -144,7 +144,7 @@ def test_the_figure_names_both_eigenvalues_and_why_there_is_no_verdict(convex, b
     else:
         texts = [annotation.text for annotation in figure.layout.annotations]
     assert sum(released.NO_VERDICT in text for text in texts) == 2
-    ours_in_words = [text for text in texts if "ours: λmin" in text]
-    assert [text.split(", ")[-1] for text in ours_in_words] == ["slope", "saddle"]
+    assert sum(text.startswith("ours: λmin") for text in texts) == 2
+    assert {"slope", "saddle"} <= set(texts)
     with pytest.raises(LandscapeError, match="both"):
         plot_released_protocol(theirs.isel(lane=[0]), ours.isel(lane=[1]), backend=backend)
