@@ -2,6 +2,6 @@
 
 Remake with ``python -m analyses.redrawn_augmentation --out DIR`` (under three minutes on one core): softmax regression,
 which is convex, and a small convolutional network, both on long-tailed digits. ``--checkpoint FILE --data-dir DIR`` adds a
-ResNet-20 trained on CIFAR-10-LT. ``results.csv`` and ``figure.png`` beside this file are the committed results; the text is
-``docs/augmentation.md``.
+ResNet-20 trained on CIFAR-10-LT. ``results.csv`` beside this file holds the committed results; the text and the figure
+are in ``docs/augmentation.md``.
 """

@@ -49,7 +49,9 @@ def main() -> None:
     table = pd.DataFrame([asdict(row) for row in rows])
     table.to_csv(given.out / "results.csv", index=False, float_format="%.6g")
     draw(table, given.out / "figure.png")
-    with pd.option_context("display.max_rows", None, "display.width", 160, "display.precision", 3):
+    with pd.option_context(
+        "display.max_rows", None, "display.max_columns", None, "display.width", 200, "display.precision", 3
+    ):
         print(summarise(table))
 
 

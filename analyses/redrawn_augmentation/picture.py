@@ -19,7 +19,6 @@ TITLES = {
     "convnet": "Small CNN, digits, 150 to 3",
     "resnet20": "ResNet-20, CIFAR-10-LT",
 }
-AXIS = "training images of the class"
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -35,13 +34,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             chosen = part[
                 (part.augmentation == augmentation) & (part.lanczos == lanczos) & (part.num_steps == steps)
             ].groupby("class_name", sort=False)
-            x = [i + 0.15 * (offset - 1.5) for i in range(len(classes))]
+            x = [i + 0.12 * (offset - 1.5) for i in range(len(classes))]
             spread = chosen.ratio.std().fillna(0.0)
             axis.errorbar(
                 x, chosen.ratio.mean(), spread, color=colour, marker=marker, linestyle="", markersize=4, label=label
             )
-        axis.set_xticks(range(len(classes)), [str(n) for _, n in classes])
-        axis.set_xlabel("images under study" if model == "resnet20" else AXIS)
+        # The ResNet's classes are studied on equally many images.
+        is_capped = model == "resnet20"
+        axis.set_xticks(range(len(classes)), [name if is_capped else str(n) for name, n in classes])
+        axis.set_xlabel(f"class, {classes[0][1]} images of each" if is_capped else "training images of the class")
         axis.set_title(TITLES[model], fontsize=10)
         axis.grid(axis="y", color="#E3E5E8")
         axis.set_axisbelow(True)
