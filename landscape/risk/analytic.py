@@ -40,6 +40,8 @@ class AnalyticRisk:
     [[2.0, -2.0]]
     """
 
+    is_additive = True
+
     def __init__(
         self,
         losses: Callable[[Tensor], Tensor],
@@ -86,6 +88,10 @@ class AnalyticRisk:
         with precise_arithmetic():
             values = self._function(theta.detach()).detach().double().cpu()
         return values.masked_fill(~self._mask(classes), torch.nan)
+
+    def lane_losses(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Return (B,) float64: the loss of lanes (B, C)."""
+        return weights.double().cpu() @ self.losses(theta)
 
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return ``{"loss": (C,)}``."""

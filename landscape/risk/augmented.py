@@ -50,6 +50,7 @@ class RedrawnRisk:
     """
 
     is_fixed = False
+    is_additive = True  # of one draw
 
     def __init__(self, base: ModelRisk, redraw: Redraw, *, seed: int = 0) -> None:
         stored = base._examples.inputs
@@ -99,6 +100,10 @@ class RedrawnRisk:
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Return (C,) float64 mean losses of one new draw; NaN for classes not asked for or without examples."""
         return self.drawn(classes).losses(theta, classes)
+
+    def lane_losses(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Return (B,) float64 losses of lanes (B, C) on one new draw."""
+        return self.drawn(_support(weights)).lane_losses(theta, weights)
 
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return ``loss``, ``cross_entropy`` and ``accuracy`` of one new draw, each (C,) float64."""

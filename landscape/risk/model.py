@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from landscape.errors import LandscapeError
-from landscape.risk.arithmetic import differentiation, precise_arithmetic, random_states_kept
+from landscape.risk.arithmetic import differentiation, random_states_kept
 from landscape.risk.batchnorm import BatchNormPolicy, describe, recalibrate, require_batch, require_layers
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
+from landscape.risk.evaluation import class_means, lane_means
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
+from landscape.risk.gauss_newton import curvature_parts, gauss_newton_products
 from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
 from landscape.risk.intake import (
     PerExampleLoss,
@@ -274,7 +275,11 @@ class ModelRisk:
 
     def per_example(self, theta: Tensor, rows: slice) -> Tensor:
         """Return the per-example losses (rows,) at theta, differentiable."""
-        losses = self.loss(self.logits(theta, rows), self._examples.labels[rows])
+        return self.losses_of(self.logits(theta, rows), rows)
+
+    def losses_of(self, logits: Tensor, rows: slice) -> Tensor:
+        """Return the per-example losses (rows,) of logits (rows, C), differentiable."""
+        losses = self.loss(logits, self._examples.labels[rows])
         expected = (rows.stop - rows.start,)
         if tuple(losses.shape) != expected:
             raise LandscapeError(
@@ -289,47 +294,14 @@ class ModelRisk:
 
     def lane_losses(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B,) float64: the loss of lanes (B, C), which :meth:`gradients` and :meth:`hessian` differentiate."""
-        if self.is_additive:
-            needed = (weights.cpu() != 0) & (self.class_counts > 0)  # (B, C)
-            losses = self.losses(theta, torch.nonzero(needed.any(0))[:, 0].tolist())
-            return torch.where(needed, weights.double().cpu() * losses, 0.0).sum(1)
-        evaluated, chunks = self._chunks_of(weights)
-        out = torch.zeros(len(weights), dtype=torch.float64, device=self.device)
-        with torch.no_grad(), precise_arithmetic():
-            for lane, rows, coefficients in chunks:
-                out[lane] += evaluated.per_example(theta, rows).double() @ coefficients.double()
-        return out.cpu()
+        return lane_means(self, theta, weights)
 
-    def _evaluated_rows(self, classes: Sequence[int]) -> Iterable[slice]:
-        if self.is_additive:
-            return self._examples.chunks(classes, self.chunk_size)
-        for c in classes:
-            self._require_batch([c])
-        return [slice(*self._examples.offsets[c : c + 2]) for c in classes]
-
-    @torch.no_grad()
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return ``loss``, ``cross_entropy`` and ``accuracy``, each (C,) float64, from one forward pass.
 
         With ``batchnorm="batch"`` every class is a batch of its own.
         """
-        names = ("loss", "cross_entropy", "accuracy")
-        num_classes = len(self.class_names)
-        sums = torch.zeros(len(names), num_classes, dtype=torch.float64, device=self.device)
-        asked = range(num_classes) if classes is None else classes
-        wanted = [c for c in asked if self.class_counts[c] > 0]
-        with precise_arithmetic():
-            buffers = self._buffers_at(theta)
-            for rows in self._evaluated_rows(wanted):
-                logits, labels = self.logits(theta, rows, buffers), self._examples.labels[rows]
-                own = self.loss(logits, labels)
-                plain = own if self.loss_name == "ce" else functional.cross_entropy(logits, labels, reduction="none")
-                values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
-                sums += values @ functional.one_hot(labels, num_classes).double()
-        counts = torch.full((num_classes,), torch.nan, dtype=torch.float64)
-        counts[wanted] = self._examples.counts[wanted].double()
-        means = sums.cpu() / counts
-        return dict(zip(names, means))
+        return class_means(self, theta, classes)
 
     # ---- derivatives --------------------------------------------------------------------------------------------
 
@@ -395,3 +367,19 @@ class ModelRisk:
                 yield product
             finally:
                 product.close()
+
+    def gauss_newton(self, theta: Tensor, weights: Tensor) -> AbstractContextManager[HessianProduct]:
+        """Give a product (B, P, n) -> (B, P, n) with the Gauss-Newton matrices of lanes (B, C).
+
+        G = sum_i c_i J_i' (d2 loss_i / dz_i2) J_i with z_i the logits and J_i their Jacobian, for any loss that acts on
+        the logits of one example; see :class:`landscape.risk.gauss_newton.ChunkedGaussNewton`.
+        """
+        return gauss_newton_products(self, theta, weights)
+
+    def curvature_split(self, theta: Tensor, weights: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return v'Hv, v'Gv and v'Fv, each (B,) float64, of lanes (B, C) along vectors (B, n); H = G + F.
+
+        G is the Gauss-Newton part. F, the network's own curvature weighted by the slopes of the loss, is the only
+        source of negative curvature where the loss is convex in the logits.
+        """
+        return curvature_parts(self, theta, weights, vectors)

@@ -25,6 +25,10 @@ class ClassRisk(Protocol):
     Toy losses (:class:`AnalyticRisk`) and networks (:class:`ModelRisk`) satisfy it alike, so that every estimator is
     tested on closed forms by the very code that runs on a checkpoint. Nothing here changes the caller's model, its
     mode, gradients or buffers, or a random state.
+
+    A risk of a network has more, which callers ask for with ``getattr``: ``gauss_newton(theta, weights)``, a context
+    manager like :meth:`hessian`, and ``curvature_split(theta, weights, vectors)``. An analytic risk has no logits and
+    hence neither.
     """
 
     class_names: tuple[str, ...]
@@ -32,10 +36,20 @@ class ClassRisk(Protocol):
     groups: dict[str, tuple[int, ...]]
     theta: Tensor  # (n,) detached: the point under study
     layout: ParameterLayout
+
     attributes: dict[str, object]  # what a result must record: objective, split, dtype, BatchNorm policy, hashes
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether a lane's loss is the weighted sum of its classes'; not where its examples share batch statistics."""
+        ...
 
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Return (C,) float64: the mean loss over each class, NaN for classes not asked for or without examples."""
+        ...
+
+    def lane_losses(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """Return (B,) float64: the loss of lanes (B, C), ``sum_c weights[b, c] L_c`` where ``is_additive``."""
         ...
 
     def evaluate(self, theta: Tensor, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
