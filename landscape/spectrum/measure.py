@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.randomness import stream
 from landscape.results import Journal, validate, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.examples import available_memory
 from landscape.spectrum.assembly import assemble
 from landscape.spectrum.extremes import Extremes
@@ -22,7 +22,8 @@ from landscape.spectrum.sampling import LEVEL
 
 Progress = Callable[[int, int, str], None]
 
-# Lanes that advance together at most, and the steps that an extreme run usually takes, for planning the memory.
+# Lanes of at most this many examples advance together, so many of them at most; and the steps that an extreme run usually takes, for planning the memory.
+TINY_LANE = 8
 MOST_LANES = 128
 TYPICAL_RUN = 60
 
@@ -115,7 +116,7 @@ def measure_spectrum(
             blocks[index] = stored
     todo = [index for index in range(len(chosen)) if index not in blocks]
     keep_vectors = _vectors_fit(risk, len(chosen))
-    for wave in plan_waves(risk, chosen.weights, todo, settings):
+    for wave in plan_waves(risk, chosen, todo, settings):
         names = [chosen.names[index] for index in wave]
         records = measure_wave(risk, chosen.weights[wave], names=names, options=settings, seed=seed, warm=warm)
         for index, name, record in zip(wave, names, records):
@@ -151,25 +152,31 @@ def _key(name: str) -> str:
     return f"spectrum/lane={name}"
 
 
-def plan_waves(risk: ClassRisk, weights: Tensor, todo: Sequence[int], options: SpectrumOptions) -> list[list[int]]:
-    """Cut lanes into waves that advance together: as many as have their graphs and bases in memory at once."""
+def plan_waves(risk: ClassRisk, lanes: Lanes, todo: Sequence[int], options: SpectrumOptions) -> list[list[int]]:
+    """Cut lanes into waves that advance together.
+
+    Lanes of a few examples share their products (:data:`TINY_LANE`): as many as have their graphs and bases in memory
+    at once. A larger lane gains nothing from company, and a wave of its own is kept as soon as it is done.
+    """
     theta = risk.theta
+    tiny = [index for index in todo if hasattr(risk, "per_example") and lanes.num_examples[index] <= TINY_LANE]
     graph_bytes = getattr(risk, "product_bytes", None)
-    graphs = graph_bytes(weights) if graph_bytes is not None else [0] * len(weights)
+    graphs = graph_bytes(lanes.weights) if graph_bytes is not None and tiny else [0] * len(lanes)
     vectors = min(options.longest_run, TYPICAL_RUN) + options.num_probes * (options.num_steps + 2)
     basis = vectors * theta.numel() * theta.element_size()
     room = available_memory(theta.device) // 3
     graph_room = getattr(risk, "memory_budget", room)
-    waves: list[list[int]] = []
+    waves = [[index] for index in todo if index not in tiny]
+    together: list[list[int]] = []
     used_graph = used_basis = 0
-    for index in todo:
-        fits = waves and used_graph + graphs[index] <= graph_room and used_basis + basis <= room
-        if not fits or len(waves[-1]) >= MOST_LANES:
-            waves.append([])
+    for index in tiny:
+        fits = together and used_graph + graphs[index] <= graph_room and used_basis + basis <= room
+        if not fits or len(together[-1]) >= MOST_LANES:
+            together.append([])
             used_graph = used_basis = 0
-        waves[-1].append(index)
+        together[-1].append(index)
         used_graph, used_basis = used_graph + graphs[index], used_basis + basis
-    return waves
+    return sorted(waves + together)
 
 
 def _vectors_fit(risk: ClassRisk, num_lanes: int) -> bool:

@@ -59,13 +59,17 @@ class Counting:
         exact = self._risk.in_float64()
         return self if exact is self._risk else exact
 
+    def hvps(self, theta, weights, vectors):
+        self.num_products += 1  # used on the classes of one lane: one pass over its examples
+        return self._risk.hvps(theta, weights, vectors)
+
     @contextmanager
     def hessian(self, theta, weights, **options):
         with self._risk.hessian(theta, weights, **options) as product:
 
-            def counted(vectors):
+            def counted(vectors, lanes=None):
                 self.num_products += vectors.shape[0] * vectors.shape[1]
-                return product(vectors)
+                return product(vectors, lanes=lanes)
 
             yield counted
 

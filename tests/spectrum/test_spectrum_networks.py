@@ -220,7 +220,7 @@ def test_a_low_rank_class_has_as_many_atoms_as_ranks(rank, dtype):
     found = find_extremes(risk, torch.ones(1), SpectrumOptions(), stream(0, "low rank"))
     noise = 1e-5 * found.lambda_max
     assert found.lambda_min >= -noise
-    assert (found.atom_values > noise).sum() == rank
+    assert (found.ritz.values > noise).sum() == rank
     assert found.is_exhausted
 
 
