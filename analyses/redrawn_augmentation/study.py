@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from landscape.data import Batches, Dataset, Split, load_dataset, long_tailed_counts
 from landscape.data.augmentation import find_transform, frozen_draws
-from landscape.loading import load_risk
+from landscape.loading import AugmentChoice, load_risk
 from landscape.models import build_model
 from landscape.randomness import stream
 from landscape.risk import ClassRisk, HessianProduct, ModelRisk
@@ -23,12 +23,12 @@ from landscape.spectrum.lanczos import Lanczos, Matvec, sphere
 
 NUM_DRAWS = 4
 # Which Lanczos runs on which data, and after how many steps it is read; 100 is the published number.
-RUNS = {
+RUNS: dict[str, dict[str, tuple[int, ...]]] = {
     "none": {"two-pass": (40, 100), "released": (40, 100)},
     "frozen": {"two-pass": (40,)},
     "redraw": {"two-pass": (40, 100), "released": (40, 100)},
 }
-CIFAR_RUNS = {
+CIFAR_RUNS: dict[AugmentChoice, dict[str, tuple[int, ...]]] = {
     "none": {"two-pass": (40,)},
     "frozen": {"two-pass": (40,)},
     "redraw": {"two-pass": (40,), "released": (40,)},
@@ -81,7 +81,8 @@ def released(matvec: Matvec, start: torch.Tensor, num_steps: int) -> tuple[np.nd
     2. one Gram-Schmidt pass; 3. the next vector is divided by its norm plus 1e-6.
     """
     basis = [functional.normalize(start, dim=1)]
-    alphas, betas = [], []
+    alphas: list[float] = []
+    betas: list[float] = []
     for step in range(num_steps):
         image = matvec(basis[-1])
         alphas.append(float((image * basis[-1]).sum()))
@@ -180,13 +181,21 @@ def softmax_regression() -> nn.Module:
 def risks_of(model: nn.Module, dataset: Dataset, *, seed: int) -> Iterator[tuple[str, ClassRisk]]:
     """Yield the three risks of a network on the training images: as stored, frozen draws, redrawn."""
     transform = find_transform(dataset)
-    options = {"transform": dataset.normalise, "class_names": dataset.class_names}
-    plain = ModelRisk(model, dataset.train, **options)
+    plain = ModelRisk(model, dataset.train, transform=dataset.normalise, class_names=dataset.class_names)
     yield "none", plain
     num = len(dataset.train)
     draws = transform.draw(num * NUM_DRAWS, stream(seed, "redrawn/frozen")).view(3, num, NUM_DRAWS)
     frozen = frozen_draws(dataset.train, transform, draws)
-    yield "frozen", ModelRisk(model, frozen, draws_per_example=NUM_DRAWS, **options)
+    yield (
+        "frozen",
+        ModelRisk(
+            model,
+            frozen,
+            transform=dataset.normalise,
+            class_names=dataset.class_names,
+            draws_per_example=NUM_DRAWS,
+        ),
+    )
     yield "redraw", RedrawnRisk(plain, transform.redraw, seed=seed)
 
 
