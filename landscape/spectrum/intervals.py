@@ -29,6 +29,8 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 # Steps taken back to see how far a quadrature still moves, as a fraction of its steps.
 TRUNCATION_SHARE = 0.25
+# Error of an atom, in units of the largest one: that of an eigenvalue with a residual of 1e-5.
+ATOM_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,12 @@ def mass_interval(
     if not threshold >= 0:
         raise LandscapeError(f"threshold: expected a number that is not negative, got {threshold}")
     exact = float((atoms < -threshold).sum()) / num_parameters
+    # An eigenvalue at the threshold itself is on either side, by rounding.
+    slack = ATOM_ROUNDING * float(np.abs(atoms).max(initial=0.0))
+    surely = float((atoms < -threshold - slack).sum()) / num_parameters
+    perhaps = float((atoms < -threshold + slack).sum()) / num_parameters
     if num_left == 0:
-        return Interval(exact, exact, exact, 0.0, 0.0, math.inf)
+        return Interval(exact, surely, perhaps, 0.0, (perhaps - surely) / 2, math.inf)
     share = num_left / num_parameters
     brackets = [cumulative_bracket(p.values, p.weights, np.array([-threshold])) for p in probes]
     low, high = (float(np.mean([b[side][0] for b in brackets])) for side in (0, 1))
@@ -238,10 +244,10 @@ def mass_interval(
     stderr = share * math.sqrt(max(estimate * (1 - estimate), 0.0) / draws)
     return Interval(
         exact + share * estimate,
-        exact + share * lower,
-        exact + share * upper,
+        surely + share * lower,
+        perhaps + share * upper,
         stderr,
-        share * (high - low) / 2,
+        share * (high - low) / 2 + (perhaps - surely) / 2,
         draws,
     )
 

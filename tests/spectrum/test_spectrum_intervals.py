@@ -112,6 +112,12 @@ def test_atoms_are_exact():
     assert band.lower.tolist() == band.upper.tolist() == [0.25, 0.5, 1.0]
 
 
+def test_an_atom_at_the_threshold_is_on_either_side():
+    for atom in (-0.3 - 1e-14, -0.3, -0.3 + 1e-14):
+        interval = mass_interval(np.array([30.0, atom, -1.0, 2.0]), [], 4, 0.3)
+        assert (interval.lower, interval.upper) == (0.25, 0.5)
+
+
 @pytest.mark.parametrize("scale", [0.0, 2.0, -2.0])
 def test_multiples_of_the_identity(scale):
     probe = SpectralSample(np.array([scale]), np.ones(1))
@@ -149,6 +155,21 @@ def test_shorter_quadratures_are_those_of_shorter_runs():
     np.testing.assert_allclose(rebuilt.values, short.values, atol=1e-9)
     np.testing.assert_allclose(rebuilt.weights, short.weights, atol=1e-9)
     assert len(shortened(short, 50).values) == 7
+
+
+def test_unfinished_quadratures_widen_the_interval():
+    """Few steps and many probes: the bias exceeds the spread, and what the last steps moved is added on both sides."""
+    spectrum = SPECTRA["outliers and a bulk"]
+    _, trials = quadratures(spectrum, 50, 7, seeds=range(3))
+    for probes in trials:
+        interval = energy_interval(NONE, probes, SIZE)
+        moved = [
+            abs(energy_interval(NONE, [shortened(p, k) for p in probes], SIZE).estimate - interval.estimate)
+            for k in (6,)
+        ]
+        assert interval.truncation >= max(moved) > 0
+        assert interval.upper - interval.estimate > interval.truncation
+        assert interval.estimate - interval.lower > min(interval.truncation, interval.estimate * 0.999)
 
 
 def test_jacobi_matrix_in_closed_form():
