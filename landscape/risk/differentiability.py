@@ -30,7 +30,7 @@ def second_derivative_explained(
     """Where work with Hessian products fails, find out whether the first rows' loss has a second derivative at all.
 
     An operation whose backward pass is wrong without saying so (a custom one that detaches what it saved) raises
-    nothing; it is found by the symmetry of the products, see :mod:`landscape.risk.preflight`.
+    nothing and may leave the products symmetric; :func:`landscape.risk.preflight.check_difference` sees it.
 
     Raises
     ------
