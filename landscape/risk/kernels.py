@@ -184,6 +184,68 @@ class _NormalisationBackward(torch.autograd.Function):
         return (first, second if wants_inputs else None, third, None, None, None, None)
 
 
+class _LanesOfConvolutions(torch.autograd.Function):
+    """Under vmap: the lanes' own weights as groups of one convolution, with the lanes' channels side by side."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        return _convolve(inputs, weight, bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+    ) -> tuple[Tensor, int]:
+        stride, padding, dilation, groups = geometry
+        size = info.batch_size
+        weight = _lanes_first(weight, in_dims[1], size)
+        bias = None if bias is None else _lanes_first(bias, in_dims[2], size).flatten()
+        wide = (stride, padding, dilation, groups * size)
+        out = _Convolution.apply(_side_by_side(inputs, in_dims[0], size), weight.flatten(0, 1), bias, wide)
+        return out.unflatten(1, (size, -1)), 1
+
+
+class _LanesOfNormalisations(torch.autograd.Function):
+    """Under vmap: the lanes' channels side by side, each with its own coefficients."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(inputs: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+        return functional.batch_norm(inputs, mean, variance, scale, shift, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], inputs: Tensor, *others: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        channels = [_lanes_first(t, dim, size).flatten() for t, dim in zip(others[:4], in_dims[1:5])]
+        out = _Normalisation.apply(_side_by_side(inputs, in_dims[0], size), *channels, others[4])
+        return out.unflatten(1, (size, -1)), 1
+
+
+def _lanes_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _side_by_side(inputs: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return (rows, lanes * channels, ...)."""
+    wide = inputs.unsqueeze(1).expand(-1, size, *inputs.shape[1:]) if dim is None else inputs.movedim(dim, 1)
+    return _dense(wide.flatten(1, 2))
+
+
 def _as_list(value: int | Sequence[int], length: int) -> list[int]:
     return [value] * length if isinstance(value, int) else list(value)
 
@@ -197,6 +259,13 @@ def _under_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def _over_lanes() -> bool:
+    """Whether exactly one vmap is at work, and nothing else."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    is_map = len(stack) == 1 and stack[0].key() == torch._C._functorch.TransformType.Vmap
+    return is_map and torch.autograd.forward_ad._current_level < 0
+
+
 def _convolution(ordinary: Callable[..., Tensor], num_dims: int) -> Callable[..., Tensor]:
     def apply(
         input: Tensor,  # the ordinary function's keyword
@@ -208,7 +277,8 @@ def _convolution(ordinary: Callable[..., Tensor], num_dims: int) -> Callable[...
         groups: int = 1,
     ) -> Tensor:
         plain = isinstance(padding, str) or input.dim() != num_dims + 2 or not weight.is_floating_point()
-        if plain or _under_transform() or not _differentiates(input, weight, bias):
+        over_lanes = _over_lanes()
+        if plain or (not over_lanes and (_under_transform() or not _differentiates(input, weight, bias))):
             return ordinary(input, weight, bias, stride, padding, dilation, groups)
         geometry = (
             _as_list(stride, num_dims),
@@ -216,6 +286,8 @@ def _convolution(ordinary: Callable[..., Tensor], num_dims: int) -> Callable[...
             _as_list(dilation, num_dims),
             groups,
         )
+        if over_lanes:
+            return _LanesOfConvolutions.apply(input, weight, bias, geometry)
         return _Convolution.apply(_dense(input), weight, bias, geometry)
 
     return apply
@@ -238,6 +310,8 @@ def _batch_norm(
     assert running_var is not None
     scale = torch.ones_like(running_mean) if weight is None else weight
     shift = torch.zeros_like(running_mean) if bias is None else bias
+    if _over_lanes():
+        return _LanesOfNormalisations.apply(input, scale, shift, running_mean, running_var, eps)
     if _under_transform():
         slope = scale * torch.rsqrt(running_var + eps)
         offset = shift - running_mean * slope
@@ -248,11 +322,34 @@ def _batch_norm(
     return _Normalisation.apply(_dense(input), scale, shift, running_mean, running_var, eps)
 
 
+def _log_softmax(
+    input: Tensor,  # the ordinary function's keyword
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    if dim is None or dtype is not None or torch.autograd.forward_ad._current_level < 0:
+        return functional.log_softmax(input, dim, _stacklevel, dtype)
+    # PyTorch's forward-mode formulas of log_softmax and logsumexp overwrite what their own derivative would need.
+    centred = input - input.detach().amax(dim, keepdim=True)
+    return centred - centred.exp().sum(dim, keepdim=True).log()
+
+
+def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
+    known = options.keys() <= {"weight", "ignore_index", "reduction"}
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if args or not known or target.is_floating_point() or not forward_mode or input.dim() < 2:
+        return functional.cross_entropy(input, target, *args, **options)
+    return functional.nll_loss(_log_softmax(input, 1), target, **options)
+
+
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv1d: _convolution(torch.conv1d, 1),
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     functional.batch_norm: _batch_norm,
+    functional.log_softmax: _log_softmax,
+    functional.cross_entropy: _cross_entropy,
 }
 
 
@@ -268,7 +365,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     instead of convolutions over swapped axes, and images on a CPU are laid out channels last. Values and derivatives
     of every order are those of the ordinary functions to rounding. Whatever is not covered (training mode, no running
     statistics, padding by name) goes the ordinary way, so do convolutions under ``torch.func`` and forward-mode AD,
-    where a batch norm becomes its affine map.
+    where a batch norm becomes its affine map. Under one :func:`torch.func.vmap` alone, the mapped weights become the
+    groups of one convolution.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

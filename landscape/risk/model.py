@@ -40,9 +40,10 @@ from landscape.risk.passes import (
     shared_passes,
     support,
 )
-from landscape.risk.products import Chunk, ChunkedHessian
+from landscape.risk.products import Chunk, ChunkedHessian, lane_bytes
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
+from landscape.risk.strategies import Strategy
 
 
 class ModelRisk:
@@ -147,6 +148,7 @@ class ModelRisk:
         self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch"))
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
+        self._known: dict[str, object] = {}  # measured sizes and times of products
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         with random_states_kept(self.device):
             self._bytes_per_example, self._once = measured_graph(self.theta, self.per_example, len(labels))
@@ -280,7 +282,7 @@ class ModelRisk:
     def losses_of(self, logits: Tensor, rows: slice) -> Tensor:
         """Return the per-example losses (rows,) of logits (rows, C), differentiable."""
         losses = self.loss(logits, self._examples.labels[rows])
-        expected = (rows.stop - rows.start,)
+        expected = tuple(logits.shape[:1])
         if tuple(losses.shape) != expected:
             raise LandscapeError(
                 f"loss '{self.loss_name}': expected one value per example {expected}, got {tuple(losses.shape)}; "
@@ -350,9 +352,16 @@ class ModelRisk:
         with self.hessian(theta, weights) as product:
             return product(vectors[:, None])[:, 0]
 
+    def product_bytes(self, weights: Tensor) -> list[int]:
+        """Return for each of the lanes (B, C) the bytes that its graphs take while :meth:`hessian` keeps them."""
+        evaluated, chunks = self._chunks_of(weights)
+        return lane_bytes(evaluated.per_example, self.theta, chunks, num_lanes=len(weights), known=self._known)
+
     @contextmanager
-    def hessian(self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None) -> Iterator[HessianProduct]:
-        """Give a product (B, P, n) -> (B, P, n) that keeps its graphs while the memory budget lasts."""
+    def hessian(
+        self, theta: Tensor, weights: Tensor, *, chunk_size: int | None = None, strategy: Strategy = "auto"
+    ) -> Iterator[HessianProduct]:
+        """Give a product (B, P, n) -> (B, P, n); see :class:`landscape.risk.products.ChunkedHessian`."""
         evaluated, chunks = self._chunks_of(weights, chunk_size)
         require_twice_differentiable(self._once)
         with second_derivative_explained(self.per_example, self.theta, len(self._examples.labels)):
@@ -361,7 +370,9 @@ class ModelRisk:
                 theta,
                 chunks,
                 budget=self.memory_budget,
-                bytes_per_example=self._bytes_per_example,
+                strategy=strategy,
+                joint=self.is_additive,
+                known=self._known,
             )
             try:
                 yield product
