@@ -336,11 +336,12 @@ def _log_softmax(
 
 
 def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
-    known = options.keys() <= {"weight", "ignore_index", "reduction"}
+    given = {name: value for name, value in options.items() if name == "weight" or value not in (None, 0.0)}
+    known = given.keys() <= {"weight", "ignore_index", "reduction"}
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     if args or not known or target.is_floating_point() or not forward_mode or input.dim() < 2:
         return functional.cross_entropy(input, target, *args, **options)
-    return functional.nll_loss(_log_softmax(input, 1), target, **options)
+    return functional.nll_loss(_log_softmax(input, 1), target, **given)
 
 
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
