@@ -50,7 +50,7 @@ def dense_hessian(model: nn.Module, risk: ModelRisk, data: tuple[Tensor, Tensor]
 
 
 def pooled(risk: ModelRisk) -> Tensor:
-    return (risk.class_counts / risk.class_counts.sum())[None]
+    return (risk.class_counts.double() / risk.class_counts.sum())[None]
 
 
 def vectors_for(risk: ModelRisk, num_lanes: int, num_probes: int) -> Tensor:
