@@ -18,6 +18,8 @@ from landscape.risk.arithmetic import differentiation
 
 # Elements of one block of resamples: bounds the memory, not the result.
 BLOCK_ELEMENTS = 1 << 22
+# Below this many images the resampled quantiles are held to twice Student's.
+FEWEST_RESAMPLED = 10
 # Examples per graph where forward differentiation is missing.
 REVERSE_CHUNK = 32
 
@@ -48,7 +50,8 @@ def bootstrap_mean(
 
     Resample r has mean :math:`m_r` and standard error :math:`s_r`; with the quantiles of
     :math:`t_r = (m_r - m) / s_r` the interval is :math:`[m - t_{1-\alpha/2}\, s,\; m - t_{\alpha/2}\, s]`, never
-    narrower than Student's: below ten images resamples repeat, and their quantiles alone promise too much.
+    narrower than Student's. Below ten images resamples repeat and some have next to no spread: their quantiles count up
+    to twice Student's.
 
     Parameters
     ----------
@@ -88,10 +91,12 @@ def bootstrap_mean(
     stderr = float(values.std(ddof=1)) / math.sqrt(num_images)
     if stderr == 0.0:
         return ImageInterval(mean, mean, mean, 0.0, num_images)
-    statistics = _studentised(values - mean, generator, num_resamples)
     tail = (1 - level) / 2
-    low, high = np.quantile(statistics, [tail, 1 - tail]) if len(statistics) else (0.0, 0.0)
     student = float(scipy.stats.t.ppf(1 - tail, num_images - 1))
+    statistics = _studentised(values - mean, generator, num_resamples)
+    low, high = np.quantile(statistics, [tail, 1 - tail]) if len(statistics) else (0.0, 0.0)
+    if num_images < FEWEST_RESAMPLED:
+        low, high = max(low, -2 * student), min(high, 2 * student)
     return ImageInterval(
         mean, mean - max(high, student) * stderr, mean - min(low, -student) * stderr, stderr, num_images
     )

@@ -49,8 +49,7 @@ class LaneContext:
 
     def loss(self, point: Tensor) -> float:
         """Return the lane's loss at a point."""
-        support = torch.nonzero(self.row)[:, 0].tolist()
-        return float((self.row[support] * self.risk.losses(point, support)[support]).sum())
+        return float(self.risk.lane_losses(point, self.row[None])[0])
 
     def share_along(self, direction: Tensor) -> float:
         """Return (g.v)^2 / |g|^2 for a unit direction; 0 for a zero gradient."""
@@ -71,7 +70,7 @@ def gather_evidence(
         num_steps=extremes.num_plain_steps,
         num_parameters=len(theta),
         failure_probability=options.failure_probability,
-        noise=extremes.noise,
+        noise=extremes.precision_gap,
         is_exhausted=extremes.is_exhausted and extremes.is_random_start,
     )
     span = extremes.lambda_max - curvature

@@ -12,17 +12,16 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.risk import ClassRisk
 from landscape.risk.examples import available_memory
+from landscape.risk.preflight import require_proven
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.basis import BasisPlace
 from landscape.spectrum.certificate import is_certified_negative, lower_bound, tighter_error
 from landscape.spectrum.lanczos import Lanczos, RitzPairs
 from landscape.spectrum.options import SpectrumOptions
-from landscape.spectrum.preflight import Proof, prove_operator, require_proven
+from landscape.spectrum.preflight import Proof, prove_operator
 
 # Rounding of a product that no second evaluation can see, in units of eps |H|.
 NOISE_EPS = 8.0
-# Below this many units of measured rounding the smallest eigenvalue is checked against a more exact product.
-MARGINAL = 100.0
 # Steps between two looks at the convergence of the extreme run.
 LOOK_EVERY = 4
 
@@ -37,13 +36,15 @@ class Extremes:
         (k,) Rayleigh quotients of the lowest and highest Ritz vectors, outermost first: the true extremes lie at or
         beyond the first of each.
     residuals_low, residuals_high
-        (k,) |H v - lambda v| of unit vectors, from an explicit product.
+        (k,) |H v - lambda v| of unit vectors, from an explicit product, in float64 unless ``certify="own"``.
     errors_low, errors_high
         (k,) how far an eigenvalue may be: the residual, or residual^2 over the gap to the next Ritz value if smaller.
     vectors_low, vectors_high
         (k, n) unit vectors.
     noise
-        Rounding of a product.
+        Rounding of a product, in the precision of the certificate.
+    precision_gap
+        |H v - H' v| of the run's products against the certificate's: what the run's own precision does to H.
     ritz
         All Ritz pairs of the run; ``space`` (m, n) is their orthonormal basis, empty where none was kept.
     num_steps, num_plain_steps, num_hvps
@@ -65,6 +66,7 @@ class Extremes:
     vectors_low: Tensor
     vectors_high: Tensor
     noise: float
+    precision_gap: float
     ritz: RitzPairs
     space: Tensor
     num_steps: int
@@ -161,16 +163,15 @@ def find_extremes_of(
     finished, proofs = _run(risk, product, weights, starts, names=names, options=options)
     ends = torch.stack([finished[b].ends for b in range(len(weights))])
     products = product(ends)
-    extra = 2 + ends.shape[1]
+    exact_products, num_exact = _exact_products(risk, weights, ends, options)
+    extra = 2 + ends.shape[1] + num_exact
     return [
         _certify(
-            risk,
-            weights[b : b + 1],
             finished[b],
             ends[b],
             products[b],
+            exact_products[b] if exact_products is not None else None,
             _proven(risk, proofs[b], finished[b], names[b]),
-            options,
             are_random,
             extra,
         )
@@ -178,11 +179,22 @@ def find_extremes_of(
     ]
 
 
+def _exact_products(
+    risk: ClassRisk, weights: Tensor, ends: Tensor, options: SpectrumOptions
+) -> tuple[Tensor | None, int]:
+    """Return the products of the ends (B, 2k, n) in float64 and their number per lane; None where they would say nothing new."""
+    if options.certify == "own" or risk.theta.dtype == torch.float64 or not getattr(risk, "is_fixed", True):
+        return None, 0
+    exact = risk.in_float64()
+    with exact.hessian(exact.theta, weights) as product:
+        return product(ends.double()), ends.shape[1]
+
+
 def _proven(risk: ClassRisk, proof: Proof, done: _Finished, name: str) -> Proof:
     """Add what all the run's vectors say about symmetry, and refuse an operator that fails late."""
     proof = replace(proof, symmetry=float(np.fmax(proof.symmetry, done.asymmetry)))
     if getattr(risk, "is_fixed", True):
-        require_proven(proof, name, risk.theta)
+        require_proven({"symmetry": torch.tensor([proof.symmetry])}, [name], risk.theta.dtype)
     return proof
 
 
@@ -209,6 +221,9 @@ def _run(
     run = Lanczos(matvec, starts.to(theta), basis=place)
     limit = min(options.longest_run, len(theta))
     run.extend(min(2, limit))
+    for row, name in enumerate(names):
+        if not np.isfinite(run.ritz(row).values).all():
+            raise LandscapeError(f"lane '{name}': a Hessian product is not finite: the loss overflows at these weights")
     proofs = prove_operator(risk, product, first, names=names, weights=weights)
     finished: dict[int, _Finished] = {}
     plain = limit
@@ -300,25 +315,27 @@ def is_done(ritz: RitzPairs, num_plain_steps: int, theta: Tensor, options: Spect
 
 
 def _certify(
-    risk: ClassRisk,
-    weights: Tensor,
     done: _Finished,
     ends: Tensor,
     products: Tensor,
+    exact: Tensor | None,
     proof: Proof,
-    options: SpectrumOptions,
     is_random: bool,
     num_extra: int,
 ) -> Extremes:
-    values = (ends.double() * products.double()).sum(1)
-    residuals = torch.linalg.vector_norm(products.double() - values[:, None] * ends.double(), dim=1).cpu().numpy()
-    values = values.cpu().numpy()
+    vectors, images = ends.double(), products.double() if exact is None else exact
+    sizes = torch.linalg.vector_norm(vectors, dim=1)  # 1 up to the rounding of ends
+    quotients = (vectors * images).sum(1) / sizes**2
+    defects = torch.linalg.vector_norm(images - quotients[:, None] * vectors, dim=1) / sizes
+    values, residuals = quotients.cpu().numpy(), defects.cpu().numpy()
     norm = float(np.abs(done.ritz.values).max())
-    noise = max(proof.rounding, NOISE_EPS * torch.finfo(ends.dtype).eps * norm)
+    noise = NOISE_EPS * torch.finfo(images.dtype if exact is not None else ends.dtype).eps * norm
+    gap = max(proof.rounding, NOISE_EPS * torch.finfo(ends.dtype).eps * norm)
+    if exact is None:
+        noise = max(noise, proof.rounding)
+    else:
+        gap = max(gap, float(torch.linalg.vector_norm(images - products.double(), dim=1).max()))
     num_hvps = done.num_steps + num_extra + proof.num_products
-    if abs(values[0]) < MARGINAL * noise:
-        exact, num_checks = _rounding(risk, weights, ends[:1], products[:1])
-        noise, num_hvps = max(noise, exact), num_hvps + num_checks
     k = len(values) // 2
     errors = [tighter_error(value, residual, done.ritz, noise) for value, residual in zip(values, residuals)]
     return Extremes(
@@ -331,6 +348,7 @@ def _certify(
         vectors_low=ends[:k],
         vectors_high=ends[k:],
         noise=noise,
+        precision_gap=gap,
         ritz=done.ritz,
         space=done.space,
         num_steps=done.num_steps,
@@ -348,18 +366,3 @@ def _orthogonality(space: Tensor) -> float:
         return float("nan")
     gram = (space @ space.T).double()
     return float(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
-
-
-def _rounding(risk: ClassRisk, weights: Tensor, ends: Tensor, products: Tensor) -> tuple[float, int]:
-    """Return |H v - H' v|, H' in float64 or (in float64) cut into other chunks, and its cost."""
-    exact = risk.in_float64()
-    if exact is not risk:
-        with exact.hessian(exact.theta, weights) as product:
-            other = product(ends[None].double())[0]
-    elif hasattr(risk, "chunk_size"):
-        chunk = max(1, min(risk.chunk_size, int(risk.class_counts.max())) // 2)
-        with risk.hessian(risk.theta, weights, chunk_size=chunk) as product:  # type: ignore[call-arg]
-            other = product(ends[None])[0]
-    else:
-        return 0.0, 0
-    return float(torch.linalg.vector_norm(other.double() - products.double(), dim=1).max()), len(ends)

@@ -160,7 +160,7 @@ def _ends(extremes: Extremes) -> dict[str, object]:
         index = count_negative(
             extremes.ritz.values,
             extremes.ritz.residuals,
-            noise=extremes.noise,
+            noise=extremes.precision_gap,
             orthogonality=extremes.orthogonality,
             certify_pairs=False,
         )
@@ -178,6 +178,7 @@ def _ends(extremes: Extremes) -> dict[str, object]:
         "index_lower_bound": index,
         "orthogonality": extremes.orthogonality,
         "noise_floor": extremes.noise,
+        "precision_gap": extremes.precision_gap,
         "repeat_error": proof.repeat,
         "linearity_error": proof.linearity,
         "symmetry_error": proof.symmetry,

@@ -22,9 +22,10 @@ from landscape.spectrum.sampling import LEVEL
 
 Progress = Callable[[int, int, str], None]
 
-# Lanes of at most this many examples advance together, so many of them at most; and the steps that an extreme run usually takes, for planning the memory.
+# Lanes of at most this many examples advance together, so many of them at most.
 TINY_LANE = 8
 MOST_LANES = 128
+# The steps that an extreme run usually takes, for planning the memory.
 TYPICAL_RUN = 60
 
 UNITS = {

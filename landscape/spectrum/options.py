@@ -10,13 +10,13 @@ import torch
 from landscape.errors import LandscapeError, unknown_name
 
 Until = Literal["converged", "verdict"]
+Certify = Literal["float64", "own"]
 BasisChoice = Literal["auto", "device", "host", "none"]
 
 # Residual at which an extreme counts as converged, in units of |H|; its eigenvalue error is the square over the gap.
 EXTREME_TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-7}
-# Products that prove the operator (repeat, linearity, additivity), and one that settles what is close to rounding.
+# Products that prove the operator: repeat, linearity, additivity.
 PROOF_PRODUCTS = 3
-ROUNDING_PRODUCTS = 1
 # The fewest Lanczos steps of a run and of a probe that are worth having.
 FEWEST_STEPS = 8
 SHORTEST_PROBE = 2
@@ -52,6 +52,9 @@ class SpectrumOptions:
         Where Lanczos vectors live: on the device, in the host's memory, nowhere, or where they fit.
     basis_vectors
         Most vectors in memory per lane, after which the extreme run restarts; None for what the memory holds.
+    certify
+        ``"float64"``: the Rayleigh quotients and residuals of both ends come from products in float64, whatever the run's
+        precision (rounding switches ReLUs, and a float32 Hessian may be 2e-4 of its norm away); or the run's ``"own"``.
     num_bootstrap
         Bootstrap draws over images of the curvature along v_min; 0 leaves the interval out.
     """
@@ -68,6 +71,7 @@ class SpectrumOptions:
     num_traces: int = 0
     basis: BasisChoice = "auto"
     basis_vectors: int | None = None
+    certify: Certify = "float64"
     num_bootstrap: int = 2000
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class SpectrumOptions:
             raise LandscapeError(f"num_extremes: expected at least 1, got {self.num_extremes}")
         if self.until not in get_args(Until):
             raise unknown_name("until", self.until, get_args(Until))
+        if self.certify not in get_args(Certify):
+            raise unknown_name("certify", self.certify, get_args(Certify))
         if self.basis not in get_args(BasisChoice):
             raise unknown_name("basis", self.basis, get_args(BasisChoice))
         if self.budget is not None and self.budget < self.fewest_products:
@@ -107,7 +113,7 @@ class SpectrumOptions:
     @property
     def overhead(self) -> int:
         """Products per lane beside the Lanczos steps: proof of the operator and certificates of both ends."""
-        return PROOF_PRODUCTS + ROUNDING_PRODUCTS + 2 * self.num_extremes
+        return PROOF_PRODUCTS + 4 * self.num_extremes  # the ends twice: once more in float64
 
     @property
     def fewest_products(self) -> int:

@@ -361,7 +361,7 @@ def test_a_loss_that_overflows_is_refused():
         ({"num_extremes": 0}, "num_extremes: .* got 0"),
         ({"until": "bored"}, "unknown until 'bored'"),
         ({"basis": "disk"}, "unknown basis 'disk'"),
-        ({"budget": 10}, "budget: expected at least 22 products .* got 10"),
+        ({"budget": 10}, "budget: expected at least 23 products .* got 10"),
         ({"num_traces": -1}, "got -1 and 2000"),
         ({"basis_vectors": 5}, "basis_vectors: expected at least 12 .* got 5"),
         ({"threshold": 0.0}, "threshold: .* got 0.0"),

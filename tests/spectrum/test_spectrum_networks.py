@@ -115,7 +115,7 @@ def test_single_precision_agrees_with_double_and_says_how_well(exact):
     norm = np.abs(values).max()
     error = float(result.noise_floor[0]) + float(result.lambda_min_residual[0])
     assert abs(float(result.lambda_min[0]) - values[0]) <= error
-    assert 1e-8 * norm < float(result.noise_floor[0]) < 1e-5 * norm
+    assert 1e-8 * norm < float(result.precision_gap[0]) < 1e-5 * norm
 
 
 def test_a_subset_of_the_parameters():
