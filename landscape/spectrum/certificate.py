@@ -69,8 +69,9 @@ class Evidence:
     lower_bound: float
     gradient_norm: float
     crossover_radius: float
-    quadratic_radius: float
+    quadratic_radius: float  # NaN where nobody walked
     steps_to_decide: int
+    precision_gap: float = 0.0  # what the precision of the run does to H; part of lower_bound
 
 
 def is_certified_negative(lambda_min: float, error: float, lambda_max: float, threshold: float) -> bool:
@@ -112,6 +113,11 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     error = e.residual + e.noise
     ratio = -e.lambda_min / e.lambda_max if e.lambda_max > 0 else math.inf
     if is_negative(e, threshold):
+        if math.isnan(e.quadratic_radius):
+            return "undecided", (
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) is certified; "
+                "the walk that tells a saddle from a slope was not asked for (context=False)"
+            )
         if e.crossover_radius < e.quadratic_radius:
             return "saddle", (
                 f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) outweighs the slope "
@@ -127,6 +133,11 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     if e.lower_bound >= -threshold * max(e.lambda_max, 0.0) - e.noise:
         return "no negative curvature", (
             f"lambda_min >= {e.lower_bound:.3g} with the stated probability, which is above -{threshold:g} lambda_max"
+        )
+    if e.lower_bound + e.precision_gap >= -threshold * max(e.lambda_max, 0.0):
+        return "undecided", (
+            f"smallest Ritz value {e.lambda_min:.3g} ± {error:.1g}; rounding moves H by {e.precision_gap:.1g}, more than "
+            f"threshold {threshold:g} leaves room for: float64 would decide, more steps would not"
         )
     return "undecided", (
         f"smallest Ritz value {e.lambda_min:.3g} ± {error:.1g}, bound {e.lower_bound:.3g}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,10 +88,11 @@ def gather_evidence(
             len(theta),
             max(extremes.num_steps + 1, steps_to_exclude(fraction, len(theta), options.failure_probability / 2)),
         ),
+        precision_gap=extremes.precision_gap,
     )
     walk = {"decrease_along_v": math.nan, "decrease_along_gradient": math.nan}
     nowhere = torch.full((len(context.risk.class_names),), torch.nan, dtype=torch.float64)
-    if not is_negative(draft, options.threshold):
+    if not options.context or not is_negative(draft, options.threshold):
         return draft, walk, Escape(nowhere, nowhere)
     return _walk(context, extremes, draft)
 
@@ -129,11 +129,14 @@ def curvature_context(
         ("gauss_newton_curvature", "functional_curvature", "curvature_low", "curvature_high", "worst_image_share"),
         nothing,
     )
+    if not options.context:
+        return out
     risk, v = context.risk, extremes.v_min
-    split: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = getattr(risk, "curvature_split", None)
-    if split is not None:
-        _, gauss_newton, functional = split(risk.theta, context.row[None], v[None])
-        out["gauss_newton_curvature"], out["functional_curvature"] = float(gauss_newton[0]), float(functional[0])
+    gauss_newton = getattr(risk, "gauss_newton", None)
+    if gauss_newton is not None:
+        with gauss_newton(risk.theta, context.row[None]) as product:
+            curvature = float((v.double() * product(v[None, None])[0, 0].double()).sum())
+        out["gauss_newton_curvature"], out["functional_curvature"] = curvature, extremes.lambda_min - curvature
     if options.num_bootstrap:
         curvatures = per_example_curvatures(risk, context.row, v)
         if curvatures is not None and len(curvatures) > 1:

@@ -55,6 +55,9 @@ class SpectrumOptions:
     certify
         ``"float64"``: the Rayleigh quotients and residuals of both ends come from products in float64, whatever the run's
         precision (rounding switches ReLUs, and a float32 Hessian may be 2e-4 of its norm away); or the run's ``"own"``.
+    context
+        Whether to walk along v_min and -gradient, split v'Hv and look at the images; False measures the spectrum alone,
+        and a lane with negative curvature is then "undecided" between saddle and slope.
     num_bootstrap
         Bootstrap draws over images of the curvature along v_min; 0 leaves the interval out.
     """
@@ -72,6 +75,7 @@ class SpectrumOptions:
     basis: BasisChoice = "auto"
     basis_vectors: int | None = None
     certify: Certify = "float64"
+    context: bool = True
     num_bootstrap: int = 2000
 
     def __post_init__(self) -> None:
