@@ -55,7 +55,7 @@ TYPICAL_STEPS = 40
 
 PRESETS: dict[str, Plan] = {
     "quick": Plan(
-        spectrum=SpectrumOptions(num_probes=3, num_steps=16),
+        spectrum=SpectrumOptions(num_probes=4, num_steps=10, tolerance=1e-3),
         perturbation=PerturbationOptions(num_draws=6, sigmas=(0.01,), rhos=(0.05,), ascent_steps=3),
         line_points=21,
         line_pairs=3,
@@ -65,7 +65,7 @@ PRESETS: dict[str, Plan] = {
     ),
     "standard": Plan(),
     "full": Plan(
-        spectrum=SpectrumOptions(num_probes=6, num_steps=60, max_steps=500),
+        spectrum=SpectrumOptions(num_probes=8, num_steps=60, max_steps=500),
         perturbation=PerturbationOptions(num_draws=30, radii=(0.05, 0.1, 0.2, 0.5), ascent_steps=20),
         line_points=51,
         line_pairs=10,
