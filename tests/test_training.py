@@ -16,7 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.losses import LOSSES, Reweighting, build_loss
 from landscape.models import build_model
 from landscape.optimizers import OPTIMIZERS
-from landscape.training import Objective, TrainSpec, evaluate, train
+from landscape.training import Objective, TrainSpec, evaluate, learning_rate, train, training_stages
 from landscape.training.folder import CHECKPOINT, HISTORY, RECORD, STATE
 
 
@@ -66,7 +66,7 @@ def test_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, optimi
         {"model": "convnet", "bn_statistics": "first-pass", "optimizer": "sam"},
         {"loss": "gcl", "optimizer": "sam"},
         {"base": "adamw", "lr": 0.002},
-        {"schedule": "multistep", "save_every": 1, "evaluate_every": 2},
+        {"schedule": "multistep", "snapshot_every": 1, "evaluate_every": 2},
     ],
     ids=["batch-norm", "noisy-loss", "adamw", "trajectory"],
 )
@@ -150,7 +150,7 @@ def test_history_columns(tmp_path):
 
 
 def test_record_and_trajectory(tmp_path):
-    spec = tiny(save_every=2, optimizer="sam")
+    spec = tiny(snapshot_every=2, optimizer="sam")
     train(spec, tmp_path)
     record = json.loads((tmp_path / RECORD).read_text())
     num_batches = -(-sum(load_dataset("digits-lt").train_counts) // spec.batch_size)
@@ -159,9 +159,10 @@ def test_record_and_trajectory(tmp_path):
     assert record["timings"]["num_forwards"] == record["timings"]["num_backwards"] == 2 * 3 * num_batches
     assert record["timings"]["images_per_second"] > 0
     assert record["environment"]["device"] == "cpu"
-    kept = read_checkpoint(tmp_path / "epoch_002.safetensors")
-    assert kept.spec["epoch"] == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == [CHECKPOINT, "epoch_002.safetensors", HISTORY, RECORD]
+    kept = [f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3)]
+    assert [read_checkpoint(tmp_path / name).spec["epoch"] for name in kept] == [1, 2, 3]
+    assert (tmp_path / kept[-1]).read_bytes() == (tmp_path / CHECKPOINT).read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [CHECKPOINT, *kept, HISTORY, RECORD]
 
 
 def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path, caplog):
@@ -245,10 +246,44 @@ def test_objective_averages_like_weighted_cross_entropy():
 
 
 def test_drw_changes_nothing_before_its_epoch(tmp_path):
-    plain, drw = (tiny(epochs=5, save_every=1, reweight=kind) for kind in ("none", "drw"))
+    plain, drw = (tiny(epochs=5, snapshot_every=1, reweight=kind) for kind in ("none", "drw"))
     train(plain, tmp_path / "plain")
     train(drw, tmp_path / "drw")
     for epoch, is_same in ((3, True), (4, True), (5, False)):  # 0.8 of 5 epochs
-        files = (tmp_path / run / f"epoch_{epoch:03d}.safetensors" for run in ("plain", "drw"))
+        files = (tmp_path / run / f"epoch-{epoch:04d}.safetensors" for run in ("plain", "drw"))
         a, b = (read_checkpoint(file).state_dict for file in files)
         assert all(torch.equal(a[name], b[name]) for name in a) is is_same
+
+
+# ---- snapshots and stages -----------------------------------------------------------------------------------------
+
+
+def test_snapshots_are_the_first_every_nth_and_the_last_epoch():
+    spec = tiny(epochs=11, snapshot_every=4)
+    assert [epoch for epoch in range(1, 12) if spec.is_snapshot(epoch)] == [1, 4, 8, 11]
+    assert not any(tiny(epochs=11).is_snapshot(epoch) for epoch in range(1, 12))
+
+
+def test_a_resumed_run_leaves_the_snapshots_of_an_uninterrupted_one(tmp_path):
+    spec = tiny(snapshot_every=2)
+    train(spec, tmp_path / "whole")
+    killed_and_resumed(spec, tmp_path / "killed", num_epochs=2)
+    for path in (tmp_path / "whole").glob("epoch-*.safetensors"):
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_stages_are_where_the_rule_changes(tmp_path):
+    spec = tiny(epochs=10, reweight="drw", schedule="multistep", optimizer="ssesam", optimizer_options={"gamma": 0.3})
+    record = {"epochs": 10, "reweight": "drw", "drw_epoch": spec.drw_epoch, "schedule": "multistep"}
+    record |= {"optimizer": "ssesam", "optimizer_options": {"gamma": 0.3}}
+    rates = [learning_rate(spec.schedule, epoch, num_epochs=10, lr=1.0) for epoch in range(10)]
+    drops = [epoch for epoch in range(1, 10) if rates[epoch] < 0.5 * rates[epoch - 1]]
+    stages = training_stages(record)
+    assert drops == [8, 9]
+    assert stages == (
+        (3, "SSE-SAM leaves the head"),
+        (8, "deferred re-weighting, learning rate drops"),
+        (9, "learning rate drops"),
+    )
+    assert training_stages({}) == training_stages({"epochs": 10, "schedule": "cosine"}) == ()
+    assert training_stages(record | {"optimizer_options": {"gamma": 1.0}})[0].epoch == 8

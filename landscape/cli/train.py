@@ -108,7 +108,14 @@ def train(
             "--optimizer-option", help="NAME=VALUE such as rho=0.1; may be repeated.", rich_help_panel=opt.MODEL
         ),
     ] = None,
-    save_every: Annotated[int, typer.Option("--save-every", help="Keep a checkpoint every N epochs; 0 for none.")] = 0,
+    snapshot_every: Annotated[
+        int,
+        typer.Option(
+            "--snapshot-every",
+            "--save-every",
+            help="Keep OUT/epoch-0010.safetensors and so on: epoch 1, every N, the last; 0 for none.",
+        ),
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     *,
     given: dict[str, Any],
@@ -121,7 +128,7 @@ def train(
         given,
         optimizer=optimizer,
         optimizer_options=opt.parse_settings(optimizer_option, "--optimizer-option"),
-        save_every=save_every,
+        snapshot_every=snapshot_every,
     )
     if given["dry_run"]:
         show_estimate(

@@ -5,17 +5,20 @@ from landscape.training.evaluation import Evaluation, evaluate
 from landscape.training.loop import Objective, Progress, resolve_device, train
 from landscape.training.schedules import SCHEDULES, learning_rate
 from landscape.training.spec import TrainSpec
+from landscape.training.stages import Stage, training_stages
 
 __all__ = [
     "SCHEDULES",
     "Evaluation",
     "Objective",
     "Progress",
+    "Stage",
     "TrainSpec",
     "estimate_training",
     "evaluate",
     "learning_rate",
     "resolve_device",
     "train",
+    "training_stages",
     "untrained_checkpoint",
 ]

@@ -21,6 +21,11 @@ from landscape.training.spec import TrainSpec
 CHECKPOINT, RECORD, HISTORY, STATE = "checkpoint.safetensors", "run.json", "history.csv", "state.pt"
 
 
+def snapshot_name(epoch: int) -> str:
+    """Return the file name of the weights after ``epoch`` epochs; names sort by epoch up to 9,999."""
+    return f"epoch-{epoch:04d}.safetensors"
+
+
 def prepare_folder(out: str | os.PathLike[str]) -> Path:
     """Create the output folder and prove that it can be written to."""
     folder = Path(out)

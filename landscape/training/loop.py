@@ -122,7 +122,7 @@ def train(
         Folder for ``checkpoint.safetensors`` (the last epoch's weights), ``history.csv`` (per epoch: learning rate,
         training loss as the optimizer saw it, seconds, and on the test images the unweighted training loss and the
         accuracy of ``all``, ``head``, ``medium``, ``tail`` and each class), ``run.json`` (spec, versions, environment,
-        timings), with ``save_every`` also ``epoch_010.safetensors``; while it runs, ``state.pt``.
+        timings), with ``snapshot_every`` also ``epoch-0010.safetensors`` and so on; while it runs, ``state.pt``.
     device
         ``cpu``, ``cuda``, ``auto`` or a torch device.
     resume
@@ -284,8 +284,8 @@ def _describe(row: dict[str, Any]) -> str:
 def _write_epoch(run: Run, out: Path) -> None:
     epoch = len(run.history)
     # Before the state, so that a run killed in between writes it again.
-    if run.spec.save_every and epoch % run.spec.save_every == 0:
-        write_checkpoint(out / f"epoch_{epoch:03d}.safetensors", run.model.state_dict(), checkpoint_spec(run))
+    if run.spec.is_snapshot(epoch):
+        write_checkpoint(out / files.snapshot_name(epoch), run.model.state_dict(), checkpoint_spec(run))
     state = {
         "spec": json.dumps(run.spec.to_dict()),
         "model": run.model.state_dict(),

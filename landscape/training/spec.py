@@ -84,8 +84,9 @@ class TrainSpec:
         Whether training uses the data set's augmentation.
     evaluate_every
         Epochs between two evaluations on the test images; the last epoch is always evaluated.
-    save_every
-        Epochs between two kept checkpoints ``epoch_010.safetensors`` (trajectories); 0 keeps none.
+    snapshot_every
+        Epochs between two snapshots ``epoch-0010.safetensors``, complete checkpoints: the first epoch, every N-th and the
+        last are kept; 0 keeps none.
 
     Raises
     ------
@@ -126,7 +127,7 @@ class TrainSpec:
     seed: int = 0
     augment: bool = True
     evaluate_every: int = 1
-    save_every: int = 0
+    snapshot_every: int = 0
 
     def __post_init__(self) -> None:
         known: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -155,7 +156,7 @@ class TrainSpec:
         self._check_options()
 
     def _check_numbers(self) -> None:
-        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "save_every": 0, "seed": 0}
+        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "snapshot_every": 0, "seed": 0}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -212,6 +213,11 @@ class TrainSpec:
     def drw_epoch(self) -> int:
         """The first epoch, counted from 0, with DRW's weights: ceil(drw_start * epochs)."""
         return math.ceil(round(self.drw_start * self.epochs, 9))  # 0.7 * 10 is 7.000000000000001 or so
+
+    def is_snapshot(self, epoch: int) -> bool:
+        """Whether a snapshot is kept after ``epoch`` epochs."""
+        every = self.snapshot_every
+        return every > 0 and (epoch in (1, self.epochs) or epoch % every == 0)
 
     @property
     def base_options(self) -> dict[str, float]:

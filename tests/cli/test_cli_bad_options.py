@@ -97,7 +97,7 @@ IMPOSSIBLE = [
     ("train run", "--loss-option=gamma", "--loss-option: expected NAME=VALUE.*'gamma'"),
     ("train run", "--loss=focal --loss-option=gamma=-1", "gamma.*-1"),
     ("train run", "--loss=focal --loss-option=gamma=much", "gamma.*much"),
-    ("train", "--save-every=-1", "save_every.*-1"),
+    ("train", "--snapshot-every=-1", "snapshot_every.*-1"),
     ("train", "--optimizer=sam --optimizer-option=rho=-1", "rho.*-1"),
     ("train", "--optimizer=sam --optimizer-option=rho=nan", "rho.*nan"),
     ("train", "--optimizer=sam --optimizer-option=rho=much", "rho.*much"),

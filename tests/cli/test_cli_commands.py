@@ -55,7 +55,7 @@ def test_options_of_loss_and_optimizer_reach_the_record(tmp_path):
     assert (spec["loss"], spec["loss_options"]) == ("focal", {"gamma": 0.5})
     assert spec["optimizer"] == "sam"
     assert spec["optimizer_options"]["rho"] == 0.1
-    assert (tmp_path / "epoch_001.safetensors").is_file()
+    assert (tmp_path / "epoch-0001.safetensors").is_file()
 
 
 # ---- inspect ------------------------------------------------------------------------------------------------------
