@@ -56,6 +56,12 @@ class ParameterLayout:
         """Length n of the flat vector."""
         return sum(self.sizes)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The module that owns each tensor: ``features.0`` for its weight and its bias, ``model`` for a lone layer's."""
+        owners = [name.rpartition(".")[0] for name in self.names]
+        return tuple(o or ("model" if n in ("weight", "bias") else n) for n, o in zip(self.names, owners))
+
     def unflatten(self, theta: Tensor) -> list[Tensor]:
         """Return views of ``theta`` (n,) in the tensors' shapes; differentiable."""
         return [part.view(shape) for part, shape in zip(theta.split(self.sizes), self.shapes)]

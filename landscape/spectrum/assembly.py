@@ -60,6 +60,7 @@ def _add_vectors(dataset: xr.Dataset, risk: ClassRisk, records: list[dict[str, n
     mass = torch.stack([part.square().sum(1) for part in vectors["v_min"].split(layout.sizes, 1)], 1)
     dataset["v_min_mass"] = (("lane", "parameter"), mass.numpy())
     dataset.coords["parameter"] = list(layout.names)
+    dataset.coords["parameter_layer"] = ("parameter", list(layout.layers))
     for key, v in vectors.items():
         dataset[f"overlap_{key}"] = (("lane", "other_lane"), (v @ v.T).square().clamp_max(1.0).numpy())
 

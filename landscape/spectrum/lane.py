@@ -125,8 +125,8 @@ def _record(
     own = SpectralSample(extremes.ritz.values, extremes.ritz.weights)
     samples = density.samples if density is not None else [own]
     out = {
-        **_ends(extremes),
-        **_intervals(density),
+        **ends_record(extremes),
+        **interval_record(density),
         "lambda_min_lower_bound": bound,
         "gradient_norm": context.gradient_norm,
         "gradient_share_along_v": context.share_along(extremes.v_min),
@@ -152,7 +152,7 @@ def _record(
     return {key: np.asarray(value) for key, value in out.items()}
 
 
-def _ends(extremes: Extremes) -> dict[str, object]:
+def ends_record(extremes: Extremes) -> dict[str, object]:
     """Return both ends, what was found wrong with the operator, and the index."""
     proof = extremes.proof
     index = float("nan")
@@ -186,14 +186,14 @@ def _ends(extremes: Extremes) -> dict[str, object]:
     }
 
 
-def _intervals(density: Density | None) -> dict[str, float]:
+def interval_record(density: Density | None) -> dict[str, float]:
     """Return trace, negative energy and negative mass with their errors; NaN where no density was sampled."""
     pairs = {
         "trace": density.trace if density is not None else NO_INTERVAL,
         "negative_energy": density.energy if density is not None else NO_INTERVAL,
         "negative_mass": density.mass if density is not None else NO_INTERVAL,
     }
-    out = {}
+    out: dict[str, float] = {}
     for key, interval in pairs.items():
         out |= {
             key: interval.estimate,
