@@ -31,6 +31,7 @@ from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, loa
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
+from landscape.risk.augmented import RedrawnRisk, require_fixed
 from landscape.risk.lanes import require_group_average
 from landscape.threads import suitable_threads
 from landscape.training import Progress, TrainSpec, estimate_training, train, untrained_checkpoint
@@ -99,7 +100,7 @@ class Prepared:
 
     loaded: LoadedCheckpoint
     source: CheckpointSource
-    risk: ModelRisk
+    risk: ModelRisk | RedrawnRisk
     plan: Plan
 
     def threads(self) -> AbstractContextManager[None]:
@@ -128,6 +129,7 @@ def analyse(
     """
     out = Path(out)
     risk = prepared.risk
+    require_fixed(risk, "a complete analysis")
     recipe = {**risk.attributes, "analysis": asdict(spec), "plan": asdict(prepared.plan), "versions": versions()}
     journal = Journal(out / "journal", recipe)
     stored = _finished(out / RESULTS, journal.digest)
@@ -176,7 +178,7 @@ def _add_test_accuracy(accuracy: xr.Dataset, prepared: Prepared, spec: AnalysisS
 
     A test split of one's own may lack a class; that must not cost the analysis of the other split.
     """
-    source = replace(prepared.source, split="test", max_per_class=None)
+    source = replace(prepared.source, split="test", max_per_class=None, augment="none")
     try:
         test = measure_accuracy(risk_of(prepared.loaded, source), spec.lanes, group_average=spec.group_average)
     except LandscapeError as error:

@@ -56,6 +56,7 @@ VERDICT_LOOKS = {
     "slope": VerdictLook("↘", "#FBE8B9", "#6B4E00"),
     "no negative curvature": VerdictLook("∪", "#CDE7DC", "#00513B"),
     "undecided": VerdictLook("?", "#E6E6E6", "#444444"),
+    "refused": VerdictLook("×", "#F2F2F2", "#8A1C4A"),
 }
 
 

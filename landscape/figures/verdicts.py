@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,12 +128,17 @@ def plot_verdicts(
         (Cells(tuple(texts), tuple(fills), tuple(inks)),),
     )
     note = "λmin ± residual; ratio = |λmin| / λmax. Symbols: " + ", ".join(
-        f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items()
+        f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items() if w != "refused" or _is_refused(data)
     )
     size = (max(1.65 * len(data) + 1.1, 3.2), 0.36 * len(chosen) + 0.4)
     return render(
         Picture("Verdict for every class and group", ((panel,),), prep.scale_card(data), note, panel_size=size), backend
     )
+
+
+def _is_refused(data: Mapping[str, xr.Dataset]) -> bool:
+    """Whether any lane got no verdict because its operator was redrawn."""
+    return any(bool((dataset["verdict"] == "refused").any()) for dataset in data.values())
 
 
 def _verdict_cell(dataset: xr.Dataset, lane: str) -> tuple[str, str, str]:

@@ -45,6 +45,11 @@ GLOSSARY = (
         "neither negative curvature nor its absence is certified; the evidence says how many steps would decide.",
     ),
     (
+        "refused",
+        "the data were augmented anew at every Hessian product, so there is no one matrix whose eigenvalues these could "
+        "be; nothing can be said about the sign of its curvature.",
+    ),
+    (
         "λmin, λmax ± residual",
         "smallest and largest eigenvalue found of the lane's Hessian; an eigenvalue lies within one "
         "residual of each. λmin is an upper bound of the true smallest one.",
@@ -235,13 +240,13 @@ def found_warnings(results: Mapping[str, xr.DataTree]) -> list[str]:
         if spectrum is None:
             found.append(f"{name}: no spectrum was measured, so there is no verdict.")
         elif "verdict" in spectrum:
-            undecided = [
-                lane
-                for lane in prep.all_lanes([spectrum])
-                if str(spectrum["verdict"].sel(lane=lane).item()) == "undecided"
-            ]
-            if undecided:
-                found.append(f"{name}: undecided for {_listed(undecided)}; more Lanczos steps would decide.")
+            consequences = {
+                "undecided": "more Lanczos steps would decide",
+                "refused": "augmentation drawn anew leaves no operator to judge",
+            }
+            for verdict, lanes in _by_verdict(spectrum, prep.all_lanes([spectrum])):
+                if lanes and verdict in consequences:
+                    found.append(f"{name}: {verdict} for {_listed(lanes)}; {consequences[verdict]}.")
     return found
 
 
@@ -261,6 +266,8 @@ def _statement(spectrum: xr.Dataset, lane: str) -> Statement:
         f"matters more: curvature would win only beyond radius {crossover}, the quadratic model {holds}.",
         "no negative curvature": f"No direction with noticeable negative curvature: with {certain}, every eigenvalue is "
         f"above {bound} (smallest found: {low}; λmax = {high}).",
+        "refused": f"No verdict: the operator changed from product to product, and its smallest Ritz value {low} belongs to "
+        "no matrix.",
         "undecided": f"The measurement does not decide: smallest eigenvalue found {low}, bound {bound} with {certain}.",
     }
     return Statement(

@@ -85,6 +85,17 @@ def test_page_says_every_lane_and_verdict_and_how_to_redo_it(written):
     assert "A study <of> tails" in words
 
 
+def test_a_lane_without_verdict_is_explained_counted_and_warned_of(tmp_path):
+    tree = synthetic.tree("sgd")
+    spectrum = tree["spectrum"].to_dataset()
+    spectrum["verdict"] = ("lane", ["refused"] * spectrum.sizes["lane"])
+    small = xr.DataTree.from_dict({"accuracy": tree["accuracy"].to_dataset(), "spectrum": spectrum})
+    text = write_report(tmp_path / "page.html", {"sgd": small}, {}).read_text(encoding="utf-8")
+    assert "10 refused" in text
+    assert "the operator changed from product to product" in text
+    assert "augmentation drawn anew leaves no operator to judge" in text
+
+
 def test_figures_are_complete_descriptions(written):
     figures = {name.removesuffix("-data"): json.loads(text) for name, text in written[1].figures.items()}
     for name in ("all-spectrum", "all-contours", "all-training", "m0-surface-3d", "m1-fluctuation", "m1-eigen-plane"):
