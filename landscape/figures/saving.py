@@ -79,6 +79,11 @@ def _save(plot: Any, data: Any, options: dict[str, Any], stem: Path) -> list[Pat
     except LandscapeError as error:
         _LOG.warning("no figure %s: %s", stem.name, error)
         return []
+    return save_figure(figure, stem)
+
+
+def save_figure(figure: Any, stem: Path) -> list[Path]:
+    """Save a matplotlib figure as ``STEM.png`` (160 dpi) and ``STEM.pdf`` (without a date); return both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
     figure.savefig(paths[0], dpi=_DPI)
