@@ -122,7 +122,107 @@ def spectrum(
     variables = {name: ("lane", value) for name, value in lanes.items()}
     variables["ritz_value"] = (("lane", "probe", "step"), values)
     variables["ritz_weight"] = (("lane", "probe", "step"), weights)
-    return xr.Dataset(variables, _coordinates(class_names), attributes(optimizer, "spectrum", confidence=0.99))
+    coordinates = _coordinates(class_names)
+    for key in ("negative_energy", "negative_mass", "trace"):
+        middle = lanes.get(key, lanes["negative_energy"] / 9)
+        variables[f"{key}_low"] = ("lane", middle - 0.1 * np.abs(middle))
+        variables[f"{key}_high"] = ("lane", middle + 0.1 * np.abs(middle))
+    variables["negative_mass"] = ("lane", lanes["negative_energy"] / 9)
+    variables |= {name: ("lane", value) for name, value in _context(low, residual, rng).items()}
+    matrices, more = _vectors(low, verdict, class_names, rng)
+    return xr.Dataset(
+        variables | matrices,
+        coordinates | more,
+        attributes(optimizer, "spectrum", confidence=0.99, option_threshold=0.01),
+    )
+
+
+def _context(low: np.ndarray, residual: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Split, image interval, index and the errors of the operator's checks."""
+    network = low * (1.5 + rng.uniform(0, 0.5, low.size))
+    return {
+        "lambda_min_error": residual**2,
+        "index_lower_bound": np.where(low < 0, 7.0, 0.0),
+        "gauss_newton_curvature": low - network,
+        "functional_curvature": network,
+        "curvature_low": low - 0.4 * np.abs(low),
+        "curvature_high": low + 0.2 * np.abs(low),
+        "repeat_error": np.zeros(low.size),
+        "symmetry_error": np.full(low.size, 3e-8),
+        "linearity_error": np.full(low.size, 2e-7),
+        "additivity_error": np.where(np.arange(low.size) < low.size - 4, np.nan, 1e-7),
+        "precision_gap": np.full(low.size, 2e-4),
+    }
+
+
+LAYERS = ("stem", "stem_norm", "block1.conv", "block1.norm", "block2.conv", "block2.norm", "head")
+
+
+def _vectors(
+    low: np.ndarray, verdict: np.ndarray, class_names: tuple[str, ...], rng: np.random.Generator
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overlaps of made-up unit vectors, escapes of the lanes with negative curvature, and the mass per parameter."""
+    names = [*class_names, *GROUPS, "all"]
+    parameters = [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
+    v_min, v_max = (rng.normal(0, 1, (low.size, 5)) + 1.5 for _ in range(2))
+    v_min, v_max = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (v_min, v_max))
+    walked = np.isin(verdict, ["saddle", "slope"])[:, None]
+    change = np.abs(low)[:, None] * rng.normal(0, 0.02, (low.size, low.size)) - 0.05 * np.diag(np.abs(low))
+    mass = rng.dirichlet(np.full(len(parameters), 0.4), low.size)
+    variables = {
+        "overlap_v_min": (("lane", "other_lane"), (v_min @ v_min.T) ** 2),
+        "overlap_v_max": (("lane", "other_lane"), (v_max @ v_max.T) ** 2),
+        "overlap_gradient_v_max": (("lane", "class_name"), (v_max @ v_max[: len(class_names)].T) ** 2),
+        "escape_along_v": (("lane", "affected_lane"), np.where(walked, change, np.nan)),
+        "escape_along_gradient": (("lane", "affected_lane"), np.where(walked, 3 * change - 0.01, np.nan)),
+        "v_min_mass": (("lane", "parameter"), mass),
+    }
+    coordinates = {
+        "other_lane": names,
+        "affected_lane": names,
+        "class_name": list(class_names),
+        "parameter": parameters,
+        "parameter_layer": ("parameter", [name.rpartition(".")[0] for name in parameters]),
+    }
+    return variables, coordinates
+
+
+def layers(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, names: tuple[str, ...] = LAYERS) -> xr.Dataset:
+    rng = _rng(optimizer, "layers")
+    whole = spectrum(optimizer, class_names)
+    share = rng.uniform(0.02, 0.9, (14, len(names)))
+    low, high = (whole[key].values[:, None] * share for key in ("lambda_min", "lambda_max"))
+    energy = np.where(low < 0, 0.4 * share, 0.0)
+    lanes = {
+        "lambda_min": low,
+        "lambda_max": high,
+        "lambda_min_residual": np.abs(low) * 1e-4,
+        "lambda_max_residual": high * 1e-6,
+        "trace": high * 4,
+        "trace_stderr": high * 0.2,
+        "negative_energy": energy,
+        "negative_energy_low": energy * 0.8,
+        "negative_energy_high": np.minimum(energy * 1.2 + 0.01, 1.0),
+    }
+    variables = {name: (("lane", "layer"), value) for name, value in lanes.items()}
+    variables |= {"num_parameters": ("layer", np.full(len(names), 100)), "num_examples": ("lane", _counts())}
+    return xr.Dataset(variables, _coordinates(class_names) | {"layer": list(names)}, attributes(optimizer, "layers"))
+
+
+def matched(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, draws: int = 3) -> xr.Dataset:
+    rng = _rng(optimizer, "matched")
+    whole = spectrum(optimizer, class_names).isel(lane=slice(0, len(class_names)))
+    full = {name: whole[name].values for name in ("lambda_min", "lambda_max", "gradient_norm")}
+    full["ratio"] = np.maximum(-full["lambda_min"], 0) / full["lambda_max"]
+    variables: dict[str, Any] = {"num_examples": ("lane", np.full(len(class_names), COUNTS[-1]))}
+    for name, value in full.items():
+        drawn = value[:, None] * rng.uniform(1.0, 1.6, (value.size, draws))
+        variables |= {name: (("lane", "draw"), drawn), f"{name}_full": ("lane", value)}
+        variables[f"{name}_mean"] = ("lane", drawn.mean(1))
+        variables[f"{name}_stderr"] = ("lane", drawn.std(1, ddof=1) / np.sqrt(draws))
+    coordinates = {"lane": whole["lane"].values, "draw": np.arange(draws)}
+    coordinates |= {name: ("lane", whole[name].values) for name in ("lane_kind", "lane_group")}
+    return xr.Dataset(variables, coordinates, attributes(optimizer, "matched", size=COUNTS[-1], num_draws=draws))
 
 
 def perturbation(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES, draws: int = 10) -> xr.Dataset:
@@ -200,6 +300,8 @@ def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> 
     makers = {
         "accuracy": accuracy,
         "spectrum": spectrum,
+        "layers": layers,
+        "matched": matched,
         "perturbation": perturbation,
         "surface": surface,
         "surface_line": surface_line,

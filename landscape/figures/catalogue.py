@@ -8,6 +8,9 @@ from typing import Any
 
 import xarray as xr
 
+from landscape.figures.escapes import plot_curvature_split, plot_escapes
+from landscape.figures.layers import plot_layers, plot_matched
+from landscape.figures.overlaps import plot_layer_mass, plot_overlaps
 from landscape.figures.perturbations import plot_fluctuation
 from landscape.figures.scores import plot_accuracy
 from landscape.figures.spectra import plot_spectrum, plot_spectrum_map
@@ -85,6 +88,56 @@ CATALOGUE: tuple[Entry, ...] = (
         "Negative curvature usually grows with the gradient, that is with how badly a class is fitted; only "
         "what lies off the line is "
         "a property of the optimizer.",
+    ),
+    Entry(
+        "curvature-split",
+        "spectrum",
+        plot_curvature_split,
+        "Blue is the curvature that the loss has through the network's first derivatives, rust the network's own: a "
+        "saddle needs the second to win. An interval over images that reaches zero means that other images might "
+        "not show it.",
+        needs="gauss_newton_curvature",
+        compared=False,
+    ),
+    Entry(
+        "escapes",
+        "spectrum",
+        plot_escapes,
+        "Read along a row: a way out for that lane is blue on its own column; red cells are what it costs the others. "
+        "The right panel spends the same step on plain gradient descent.",
+        needs="escape_along_v",
+        compared=False,
+    ),
+    Entry(
+        "overlaps",
+        "spectrum",
+        plot_overlaps,
+        "Near 1: two lanes share the direction; near 0: each has its own. v_max usually follows a class's mean gradient.",
+        needs="overlap_v_min",
+        compared=False,
+    ),
+    Entry(
+        "layer-mass",
+        "spectrum",
+        plot_layer_mass,
+        "Bright cells are the layers whose weights the most negative direction moves.",
+        needs="v_min_mass",
+        compared=False,
+    ),
+    Entry(
+        "layers",
+        "layers",
+        plot_layers,
+        "Each layer's own block of the Hessian: a layer whose λmin comes near the whole's holds the negative curvature "
+        "by itself; where none does, it lies between layers.",
+        compared=False,
+    ),
+    Entry(
+        "matched",
+        "matched",
+        plot_matched,
+        "Every class on the same number of images: what still separates head from tail is not the sample size.",
+        compared=False,
     ),
     Entry(
         "fluctuation",

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -159,16 +159,16 @@ def _text(axis: Axes, mark: pic.Text, panel: pic.Panel, colours: pic.ColourScale
 
 def _heat(axis: Axes, mark: pic.Heat, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     axis.set_facecolor(MISSING)
+    norm, colour_map = _norm(colours), _map(colours)
     axis.pcolormesh(
-        mark.x,
-        mark.y,
-        np.ma.masked_invalid(mark.z),
-        cmap=COLOUR_MAP,
-        norm=_norm(colours),
-        shading="nearest",
-        rasterized=True,
+        mark.x, mark.y, np.ma.masked_invalid(mark.z), cmap=colour_map, norm=norm, shading="nearest", rasterized=True
     )
     axis.grid(False)
+    for i, row in enumerate(mark.texts):
+        for j, text in enumerate(row):
+            red, green, blue, _ = colour_map(norm(mark.z[i, j]))
+            ink = INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 or not np.isfinite(mark.z[i, j]) else PAPER
+            axis.text(mark.x[j], mark.y[i], _plain(text), ha="center", va="center", fontsize=5.2, color=ink)
 
 
 def _contours(axis: Axes, mark: pic.Contours, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
@@ -177,13 +177,13 @@ def _contours(axis: Axes, mark: pic.Contours, panel: pic.Panel, colours: pic.Col
     z = np.ma.masked_invalid(mark.z)
     shared: dict[str, Any] = {"levels": colours.levels, "corner_mask": False}
     if np.isfinite(mark.z).any():
-        axis.contourf(mark.x, mark.y, z, cmap=COLOUR_MAP, norm=_norm(colours), extend="neither", **shared)
+        axis.contourf(mark.x, mark.y, z, cmap=_map(colours), norm=_norm(colours), extend="neither", **shared)
         axis.contour(mark.x, mark.y, z, colors=PAPER, linewidths=0.45, **shared)
 
 
 def _relief(axis: Axes3D, mark: pic.Relief, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     """Draw only the quads whose four corners were measured: nothing is filled in."""
-    norm, colour_map = _norm(colours), matplotlib.colormaps[COLOUR_MAP]
+    norm, colour_map = _norm(colours), _map(colours)
     x, y = np.meshgrid(mark.x, mark.y)
     height = np.log10(mark.z) if colours is not None and colours.log else mark.z
     corners = [(slice(None, -1), slice(None, -1)), (slice(None, -1), slice(1, None)),
@@ -286,7 +286,7 @@ def _finish_space(axis: Axes3D, panel: pic.Panel, colours: pic.ColourScale | Non
 
 
 def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale) -> None:
-    mappable = ScalarMappable(_norm(colours), COLOUR_MAP)
+    mappable = ScalarMappable(_norm(colours), _map(colours))
     bar = figure.colorbar(mappable, ax=axes, shrink=0.9, pad=0.02, aspect=28, fraction=0.06)
     if colours.ticks:
         bar.ax.yaxis.set_major_locator(FixedLocator(list(colours.ticks)))
@@ -299,7 +299,13 @@ def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale) -> No
 def _norm(colours: pic.ColourScale | None) -> Normalize:
     if colours is None:
         return Normalize()
+    if colours.linear_within:  # 0.9: as picture.symlog
+        return SymLogNorm(colours.linear_within, 0.9, colours.low, colours.high, base=10)
     return LogNorm(colours.low, colours.high) if colours.log else Normalize(colours.low, colours.high)
+
+
+def _map(colours: pic.ColourScale | None) -> Colormap:
+    return matplotlib.colormaps[colours.colour_map if colours is not None else COLOUR_MAP]
 
 
 def _labels(picture: pic.Picture) -> list[str]:

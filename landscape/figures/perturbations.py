@@ -85,7 +85,7 @@ def plot_fluctuation(
             categories=names if k == len(panels) - 1 else ("",) * len(chosen),
             tilted=k == len(panels) - 1,
         )
-        rows.append((Panel(title, x, _value_axis(label, drawn), drawn),))
+        rows.append((Panel(title, x, value_axis(label, drawn), drawn),))
     note = (
         "Points: single draws; black-rimmed marks: mean ± standard error over draws; bars: largest "
         "increase found within the radius."
@@ -159,13 +159,19 @@ def _looks(data: Mapping[str, xr.Dataset], name: str, lanes: Sequence[str]) -> l
     return [(group, np.array(members), LANE_LOOKS.get(group, _UNGROUPED)) for group, members in groups.items()]
 
 
-def _value_axis(label: str, marks: Sequence[Mark]) -> Axis:
+def value_axis(label: str, marks: Sequence[Mark]) -> Axis:
     """Return a linear axis from below zero, or a symlog one where lanes differ by more than a factor of thirty."""
     values = np.concatenate(
         [m.y if isinstance(m, Points) else m.height for m in marks if isinstance(m, Points | Bars)] or [np.zeros(1)]
     )
     values = np.asarray(values[np.isfinite(values)], dtype=float)
-    low, high = (min(0.0, float(values.min())), max(0.0, float(values.max()))) if values.size else (0.0, 1.0)
+    ends = [
+        m.y + sign * np.nan_to_num(m.error)
+        for m in marks
+        if isinstance(m, Points) and m.error is not None
+        for sign in (-1, 1)
+    ]
+    low, high = prep.finite_range([values, np.zeros(1), *ends]) if values.size else (0.0, 1.0)
     sizes = np.abs(values[values != 0])
     if sizes.size and np.quantile(sizes, 0.9) > 30 * np.quantile(sizes, 0.1):
         within = 10.0 ** np.floor(np.log10(np.quantile(sizes, 0.2)))

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from landscape.figures.style import COLOUR_MAP
+
 Array: TypeAlias = npt.NDArray[Any]
 Backend: TypeAlias = Literal["matplotlib", "plotly"]
 
@@ -62,7 +64,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Points:
-    """Markers at (x, y), with optional error bars in y and one hover text each."""
+    """Markers at (x, y), with optional error bars in y, (k,) or (2, k) below and above, and one hover text each."""
 
     x: Array
     y: Array
@@ -117,11 +119,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Heat:
-    """Coloured cells: ``z[i, j]`` at ``(x[j], y[i])``; NaN is a hole."""
+    """Coloured cells: ``z[i, j]`` at ``(x[j], y[i])``; NaN is a hole.
+
+    ``texts[i][j]`` stands in a cell, ``hover[i][j]`` beside the pointer; both may be empty.
+    """
 
     x: Array
     y: Array
     z: Array
+    texts: tuple[tuple[str, ...], ...] = ()
+    hover: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,10 @@ Mark: TypeAlias = Line | Band | Points | Stems | Bars | Text | Heat | Contours |
 
 @dataclass(frozen=True)
 class ColourScale:
-    """One colour scale for all panels of a picture; ``levels`` are the contour levels, in data units."""
+    """One colour scale for all panels of a picture; ``levels`` are the contour levels, in data units.
+
+    With ``linear_within`` it is symmetrically logarithmic beyond that distance from zero, see :func:`symlog`.
+    """
 
     label: str
     low: float
@@ -164,6 +174,20 @@ class ColourScale:
     log: bool = False
     levels: tuple[float, ...] = ()
     ticks: tuple[float, ...] = ()
+    linear_within: float = 0.0
+    colour_map: str = COLOUR_MAP
+
+    def position(self, values: Any) -> Any:
+        """Return where values lie on the scale: their logarithm, or their symmetric logarithm, where it has one."""
+        if self.linear_within:
+            return (
+                float(symlog(values, self.linear_within))
+                if np.ndim(values) == 0
+                else symlog(values, self.linear_within)
+            )
+        if self.log:
+            return float(np.log10(values)) if np.ndim(values) == 0 else np.log10(values)
+        return values
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from landscape.figures import picture as pic
 from landscape.figures.preparation import short
-from landscape.figures.style import COLOUR_MAP, GRID, INK, MISSING, MUTED, PAPER, with_alpha
+from landscape.figures.style import GRID, INK, MISSING, MUTED, PAPER, with_alpha
 
 _MARKERS = {
     "circle": "circle", "square": "square", "triangle": "triangle-up", "diamond": "diamond", "cross": "cross", "x": "x",
@@ -105,7 +105,7 @@ def _finish_figure(figure: go.Figure, picture: pic.Picture, plot_height: float, 
         if scale.ticks:
             bar.update(tickvals=[_level(t, scale) for t in scale.ticks], ticktext=[short(t) for t in scale.ticks])
         ends = {"cmin": _level(scale.low, scale), "cmax": _level(scale.high, scale)}
-        figure.update_layout(coloraxis={"colorscale": COLOUR_MAP, "colorbar": bar, **ends})
+        figure.update_layout(coloraxis={"colorscale": scale.colour_map, "colorbar": bar, **ends})
 
 
 def _line(place: _Place, mark: pic.Line) -> None:
@@ -170,7 +170,8 @@ def _error_bars(place: _Place, y: Any, error: Any, colour: str) -> dict[str, Any
     """Return error bars in drawn coordinates: on a symlog axis the two arms differ."""
     if error is None:
         return None
-    up, down = _y(place, y + error) - _y(place, y), _y(place, y) - _y(place, y - error)
+    below, above = error if np.ndim(error) == 2 else (error, error)
+    up, down = _y(place, y + above) - _y(place, y), _y(place, y) - _y(place, y - below)
     look = {"thickness": 1.3, "width": 3, "color": colour}
     return {"type": "data", "symmetric": False, "array": _single(up), "arrayminus": _single(down), **look}
 
@@ -202,11 +203,11 @@ def _text(place: _Place, mark: pic.Text) -> None:
 
 def _heat(place: _Place, mark: pic.Heat) -> None:
     z = _single(_level(mark.z, place.colours))
-    place.add(
-        go.Heatmap(
-            x=_x(place, mark.x), y=_y(place, mark.y), z=z, coloraxis="coloraxis", hoverongaps=False, hoverinfo="skip"
-        )
-    )
+    texts, hover = ([[_safe(t) for t in row] for row in rows] for rows in (mark.texts, mark.hover))
+    said: dict[str, Any] = {"text": texts, "texttemplate": "%{text}"} if texts else {}
+    said |= {"hovertext": hover, "hovertemplate": "%{hovertext}<extra></extra>"} if hover else {"hoverinfo": "skip"}
+    at = {"x": _x(place, mark.x), "y": _y(place, mark.y)}
+    place.add(go.Heatmap(**at, z=z, coloraxis="coloraxis", hoverongaps=False, **said))
 
 
 def _contours(place: _Place, mark: pic.Contours) -> None:
@@ -365,10 +366,8 @@ def _on_axis(setting: pic.Axis, values: Any) -> Any:
 
 
 def _level(values: Any, scale: pic.ColourScale | None) -> Any:
-    """Return colour or height coordinates: the base-10 logarithm where the scale is logarithmic."""
-    if scale is None or not scale.log:
-        return values
-    return math.log10(values) if isinstance(values, float) else np.log10(values)
+    """Return colour or height coordinates."""
+    return values if scale is None else scale.position(values)
 
 
 def _values(z: Any, scale: pic.ColourScale) -> dict[str, Any]:

@@ -266,6 +266,11 @@ def with_error(value: float, error: float) -> str:
     return f"{short(value)} ± {short(float(f'{error:.1g}'))}" if math.isfinite(error) else short(value)
 
 
+def interval(low: float, high: float) -> str:
+    """Return ``[low, high]``, or a dash where it is not known."""
+    return f"[{short(low)}, {short(high)}]" if math.isfinite(low) and math.isfinite(high) else "–"
+
+
 def scale_card(datasets: Mapping[str, xr.Dataset], *, lanes: Sequence[str] = ()) -> str:
     """Return what a reader must know to compare this figure with another one; what is not recorded is left out."""
     parts = []
