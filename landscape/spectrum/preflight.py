@@ -27,7 +27,7 @@ class Proof:
     symmetry
         |u'Hv - v'Hu| / (|Hu| + |Hv|) for unit vectors, over all pairs of Lanczos vectors.
     additivity
-        |H u - sum_c w_c H_c u| / |H u|; NaN for a lane of one class.
+        |H u - sum_c w_c H_c u| / sum_c |w_c H_c u|; NaN for a lane of one class.
     rounding
         Absolute rounding of a product that the linearity check saw, in units of the eigenvalues.
     num_products
@@ -72,7 +72,7 @@ def prove_operator(
     again, mixed = product(torch.stack([opening, opening + MIXING * second], 1)).unbind(1)
     hu, hv = image.double(), others.double()
     size_u, size_v = torch.linalg.vector_norm(hu, dim=1), torch.linalg.vector_norm(hv, dim=1)
-    tiny = torch.finfo(torch.float64).tiny
+    tiny = math.sqrt(torch.finfo(torch.float64).tiny)  # of smaller products the squares underflow
     defect = torch.linalg.vector_norm(mixed.double() - hu - MIXING * hv, dim=1)
     measured = {
         "repeat": torch.linalg.vector_norm(again.double() - hu, dim=1) / size_u.clamp_min(tiny),
@@ -107,6 +107,7 @@ def _additivity(risk: ClassRisk, row: Tensor, vector: Tensor, product: Tensor) -
     own = torch.zeros(len(classes), len(row), dtype=torch.float64)
     own[torch.arange(len(classes)), classes] = 1.0
     parts = risk.hvps(risk.theta, own, vector.expand(len(classes), -1)).double()
-    total = (row[classes].to(parts)[:, None] * parts).sum(0)
-    size = torch.linalg.vector_norm(product.double()).clamp_min(torch.finfo(torch.float64).tiny)
-    return float(torch.linalg.vector_norm(total - product.double()) / size), 1
+    parts = row[classes].to(parts)[:, None] * parts
+    # In units of the parts: where they cancel, as in the difference of two classes, the rounding is theirs.
+    size = torch.linalg.vector_norm(parts, dim=1).sum().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
+    return float(torch.linalg.vector_norm(parts.sum(0) - product.double()) / size), 1
