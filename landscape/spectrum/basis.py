@@ -46,18 +46,23 @@ class Basis(Protocol):
 class DeviceBasis:
     """The basis in one block of device memory: a Gram-Schmidt pass is two batched matrix products."""
 
-    def __init__(self, like: Tensor) -> None:
-        self._store = like.new_zeros(like.shape[0], 0, like.shape[1])
-        self._slots: list[Tensor] = []
+    def __init__(self, like: Tensor, most_vectors: int | None = None) -> None:
+        self._most = most_vectors
+        self._use(like.new_zeros(like.shape[0], 0, like.shape[1]))
+
+    def _use(self, store: Tensor) -> None:
+        self._store = store
+        self._slots = list(store.unsqueeze(2).unbind(1)) if store.shape[1] else []
+        self._seen: tuple[int, Tensor, Tensor] | None = None  # both passes of a step look at the same vectors
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` vectors."""
         rows, room, size = self._store.shape
         if room < count:
-            grown = self._store.new_empty(rows, max(count, room + GROWTH), size)
+            room_wanted = max(count, min(room + GROWTH, self._most or room + GROWTH))
+            grown = self._store.new_empty(rows, room_wanted, size)
             grown[:, :room] = self._store
-            self._store = grown
-            self._slots = list(self._store.unsqueeze(2).unbind(1))
+            self._use(grown)
 
     def slot(self, index: int) -> Tensor:
         """Return the place of a vector (R, 1, n)."""
@@ -69,8 +74,11 @@ class DeviceBasis:
 
     def project(self, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """One classical Gram-Schmidt pass."""
-        basis = self._store[:, :count]
-        overlap = torch.bmm(vectors, basis.mT)
+        if self._seen is None or self._seen[0] != count:
+            basis = self._store[:, :count]
+            self._seen = count, basis, basis.mT
+        _, basis, transposed = self._seen
+        overlap = torch.bmm(vectors, transposed)
         return torch.baddbmm(vectors, overlap, basis, alpha=-1), overlap
 
     def block(self, row: int, count: int) -> Tensor:
@@ -79,14 +87,15 @@ class DeviceBasis:
 
     def replace(self, vectors: Tensor) -> None:
         """Start over with the given vectors (R, j, n) as the first j."""
-        self._store = self._store.new_zeros(vectors.shape[0], 0, vectors.shape[2])
-        self.reserve(vectors.shape[1] + GROWTH)
+        if self._store.shape[1] < vectors.shape[1]:
+            self._use(self._store.new_empty(vectors.shape[0], 0, vectors.shape[2]))
+            self.reserve(vectors.shape[1])
         self._store[:, : vectors.shape[1]] = vectors
+        self._seen = None
 
     def keep(self, rows: list[int]) -> None:
         """Forget all but some rows."""
-        self._store = self._store[rows]
-        self._slots = list(self._store.unsqueeze(2).unbind(1))
+        self._use(self._store[rows])
 
     def combine(self, row: int, coordinates: Tensor) -> Tensor:
         """Return combinations of one row's vectors."""
@@ -175,6 +184,8 @@ class NoBasis:
         raise RuntimeError("the basis was not kept: use Lanczos.replay")
 
 
-def make_basis(place: BasisPlace, like: Tensor) -> Basis:
-    """Return an empty basis for vectors shaped like ``like`` (R, n)."""
-    return {"device": DeviceBasis, "host": HostBasis, "none": NoBasis}[place](like)
+def make_basis(place: BasisPlace, like: Tensor, most_vectors: int | None = None) -> Basis:
+    """Return an empty basis for vectors shaped like ``like`` (R, n), on the device of at most so many vectors per row."""
+    if place == "device":
+        return DeviceBasis(like, most_vectors)
+    return {"host": HostBasis, "none": NoBasis}[place](like)

@@ -22,6 +22,8 @@ from landscape.spectrum.preflight import Proof, prove_operator
 
 # Rounding of a product that no second evaluation can see, in units of eps |H|.
 NOISE_EPS = 8.0
+# The square root of the smallest normal number.
+UNDERFLOW = float(torch.finfo(torch.float64).tiny) ** 0.5
 # Steps between two looks at the convergence of the extreme run.
 LOOK_EVERY = 4
 
@@ -48,7 +50,8 @@ class Extremes:
     ritz
         All Ritz pairs of the run; ``space`` (m, n) is their orthonormal basis, empty where none was kept.
     num_steps, num_plain_steps, num_hvps
-        Length of the run, its steps before the first restart (those that the bound counts), products spent.
+        Length of the run, its steps before the first restart (those that the bound counts), products spent; a basis that
+        was not kept costs the run again.
     is_random_start
         Whether the run began at random: only then does the bound hold.
     proof
@@ -122,6 +125,7 @@ class _Finished:
     ends: Tensor  # (2k, n)
     num_steps: int
     num_plain_steps: int
+    num_products: int  # the steps, and those of a replay
     asymmetry: float
 
 
@@ -218,8 +222,10 @@ def _run(
         return out
 
     rows = list(range(len(weights)))
-    run = Lanczos(matvec, starts.to(theta), basis=place)
+    run = Lanczos(matvec, starts.to(theta), basis=place, most_vectors=most_vectors)
     limit = min(options.longest_run, len(theta))
+    if place == "none" and options.budget is not None:
+        limit = min(limit, max((options.longest_run + 1) // 2, 2))  # the ends cost the same run again
     run.extend(min(2, limit))
     for row, name in enumerate(names):
         if not np.isfinite(run.ritz(row).values).all():
@@ -237,14 +243,14 @@ def _run(
                 )
             if run.num_steps >= limit or is_done(ritz, min(run.num_steps, plain), theta, options):
                 ready[row] = ritz
-        _collect(run, ready, finished, min(run.num_steps, plain), options)
+        finished |= _collect(run, ready, product, min(run.num_steps, plain), options)
         rows = [row for row in rows if row not in ready]
         if not rows:
             break
         run.keep(rows)
         size = len(run.ritz(rows[0]).values)
         steps = min(LOOK_EVERY, limit - run.num_steps)
-        if size + steps > most_vectors and place == "device":
+        if size + steps + 1 > most_vectors and place == "device":
             plain = min(plain, run.num_steps)
             run.restart(options.num_extremes + 4, options.num_extremes + 4)
         run.extend(steps)
@@ -252,25 +258,32 @@ def _run(
 
 
 def _collect(
-    run: Lanczos, ready: dict[int, RitzPairs], finished: dict[int, _Finished], plain: int, options: SpectrumOptions
-) -> None:
+    run: Lanczos, ready: dict[int, RitzPairs], product: HessianProduct, plain: int, options: SpectrumOptions
+) -> dict[int, _Finished]:
     """Take the ends, and the basis, of the lanes that are done."""
+    if not ready:
+        return {}
+    k, chosen = options.num_extremes, {}
     for row, ritz in ready.items():
-        k = min(options.num_extremes, len(ritz.values))
-        chosen = [*range(k), *range(len(ritz.values) - 1, len(ritz.values) - 1 - k, -1)]
-        coordinates = ritz.coordinates[:, chosen]
-        if run.place == "none":
-            every = np.zeros((len(run.rows), *coordinates.shape))
-            every[run.rows.index(row)] = coordinates
-            ends = run.replay(every)[run.rows.index(row)]
-            space = ends[:0]
-        else:
-            ends = run.vectors(row, coordinates)
-            space = run.space(row, len(ritz.values)).clone()
+        if len(ritz.values) < k:
+            raise_too_few(k, len(ritz.values))
+        chosen[row] = ritz.coordinates[:, [*range(k), *range(len(ritz.values) - 1, len(ritz.values) - 1 - k, -1)]]
+    again, num_replayed = None, 0
+    if run.place == "none":
+        lanes = list(ready)
+        longest = max(len(c) for c in chosen.values())
+        every = np.stack([np.pad(c, ((0, longest - len(c)), (0, 0))) for c in chosen.values()])
+        again = run.replay(every, rows=lanes, matvec=lambda v: product(v[:, None], lanes=lanes)[:, 0])
+        num_replayed = longest - 1
+    finished = {}
+    for index, (row, ritz) in enumerate(ready.items()):
+        ends = run.vectors(row, chosen[row]) if again is None else again[index]
+        space = run.space(row, len(ritz.values)).clone() if again is None else ends[:0]
         ends = ends / torch.linalg.vector_norm(ends, dim=1, keepdim=True)
-        if k < options.num_extremes:
-            raise_too_few(options.num_extremes, k)
-        finished[row] = _Finished(ritz, space, ends, run.num_steps, plain, run.asymmetry(row))
+        finished[row] = _Finished(
+            ritz, space, ends, run.num_steps, plain, run.num_steps + num_replayed, run.asymmetry(row)
+        )
+    return finished
 
 
 def raise_too_few(wanted: int, found: int) -> None:
@@ -328,14 +341,15 @@ def _certify(
     quotients = (vectors * images).sum(1) / sizes**2
     defects = torch.linalg.vector_norm(images - quotients[:, None] * vectors, dim=1) / sizes
     values, residuals = quotients.cpu().numpy(), defects.cpu().numpy()
-    norm = float(np.abs(done.ritz.values).max())
-    noise = NOISE_EPS * torch.finfo(images.dtype if exact is not None else ends.dtype).eps * norm
+    norm = float(max(np.abs(done.ritz.values).max(), np.abs(values).max()))
+    # Of curvatures below the second number the squares underflow, and with them every residual.
+    noise = max(NOISE_EPS * torch.finfo(images.dtype if exact is not None else ends.dtype).eps * norm, UNDERFLOW)
     gap = max(proof.rounding, NOISE_EPS * torch.finfo(ends.dtype).eps * norm)
     if exact is None:
         noise = max(noise, proof.rounding)
     else:
         gap = max(gap, float(torch.linalg.vector_norm(images - products.double(), dim=1).max()))
-    num_hvps = done.num_steps + num_extra + proof.num_products
+    num_hvps = done.num_products + num_extra + proof.num_products
     k = len(values) // 2
     errors = [tighter_error(value, residual, done.ritz, noise) for value, residual in zip(values, residuals)]
     return Extremes(

@@ -71,6 +71,8 @@ class Lanczos:
     basis
         ``"device"``, ``"host"`` (streamed through the device) or ``"none"`` (the three-term recurrence; Ritz values may
         then repeat, and Ritz vectors need :meth:`replay`).
+    most_vectors
+        Room on the device for this many vectors per row at most, while :meth:`restart` keeps the run below it.
 
     Examples
     --------
@@ -82,15 +84,22 @@ class Lanczos:
     """
 
     def __init__(
-        self, matvec: Matvec, starts: Tensor, *, deflated: Tensor | None = None, basis: BasisPlace = "device"
+        self,
+        matvec: Matvec,
+        starts: Tensor,
+        *,
+        deflated: Tensor | None = None,
+        basis: BasisPlace = "device",
+        most_vectors: int | None = None,
     ) -> None:
         self._matvec = matvec
         self._deflated = deflated if deflated is not None and deflated.shape[1] else None
+        self._across = self._deflated.mT if self._deflated is not None else None
         self.rows = list(range(len(starts)))
         self.place = basis
         self._eps = torch.finfo(starts.dtype).eps
         self._tiny = torch.finfo(starts.dtype).tiny
-        self._basis = make_basis(basis, starts)
+        self._basis = make_basis(basis, starts, most_vectors)
         self._basis.reserve(1)
         vectors = starts.unsqueeze(1)
         whole = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
@@ -115,10 +124,10 @@ class Lanczos:
     # ---- steps --------------------------------------------------------------------------------------------------
 
     def _deflate(self, vectors: Tensor) -> Tensor:
-        if self._deflated is None:
+        if self._deflated is None or self._across is None:
             return vectors
         blocks = vectors.view(len(self._deflated), -1, vectors.shape[2])
-        overlap = torch.bmm(blocks, self._deflated.mT)
+        overlap = torch.bmm(blocks, self._across)
         return torch.baddbmm(blocks, overlap, self._deflated, alpha=-1).view_as(vectors)
 
     def extend(self, num_steps: int) -> None:
@@ -224,19 +233,22 @@ class Lanczos:
     # ---- changes ------------------------------------------------------------------------------------------------
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some of the rows only."""
+        """Go on with some of the rows only; rows that share deflated vectors stay together."""
         self._pull()
         chosen = [self.rows.index(row) for row in rows]
         if len(chosen) == len(self.rows):
             return
+        if self._deflated is not None:
+            share = len(self.rows) // len(self._deflated)
+            blocks = [index // share for index in chosen[::share]]
+            if chosen != [share * block + place for block in blocks for place in range(share)]:
+                raise ValueError("rows that share deflated vectors go on together")
+            self._deflated = self._deflated[blocks]
+            self._across = self._deflated.mT
         self._basis.keep(chosen)
         self._current, self._is_alive = self._current[chosen], self._is_alive[chosen]
         for name in ("_prefix", "_prefix_couplings", "_alphas", "_betas", "_defects"):
             setattr(self, name, getattr(self, name)[chosen])
-        if self._deflated is not None:
-            if len(self._deflated) != len(self.rows):
-                raise ValueError("rows that share deflated vectors go on together")
-            self._deflated = self._deflated[chosen]
         self.rows = [self.rows[index] for index in chosen]
 
     def restart(self, num_low: int, num_high: int) -> None:
@@ -262,16 +274,22 @@ class Lanczos:
         self._current = self._basis.settle(kept.shape[1])
         self._reset(np.stack(values), np.stack(couplings))
 
-    def replay(self, coordinates: np.ndarray) -> Tensor:
+    def replay(
+        self, coordinates: np.ndarray, *, rows: Sequence[int] | None = None, matvec: Matvec | None = None
+    ) -> Tensor:
         """Return (B, j, n) combinations of a basis that was not kept, coordinates (B, k, j), by the same run again.
 
-        Costs k - 1 products per row. The recurrence repeats bit for bit where the products do.
+        Costs k - 1 products per row. The recurrence repeats bit for bit where the products do. Only some ``rows`` are
+        run again with a ``matvec`` of their own.
         """
         if self._starts is None:
             raise ValueError("replay is for basis='none'")
-        again = Lanczos(self._matvec, self._starts[self.rows], deflated=self._deflated, basis="none")
-        factors = torch.as_tensor(coordinates).to(self._current)
-        out = self._current.new_zeros(len(self.rows), factors.shape[2], self._current.shape[2])
+        if rows is not None and (self._deflated is not None or matvec is None):
+            raise ValueError("some rows are replayed with a product of their own and without deflated vectors")
+        starts = self._starts[self.rows if rows is None else list(rows)]
+        again = Lanczos(matvec or self._matvec, starts, deflated=self._deflated, basis="none")
+        factors = torch.as_tensor(coordinates).to(starts)
+        out = starts.new_zeros(len(starts), factors.shape[2], starts.shape[1])
         for step in range(factors.shape[1]):
             if step:
                 again.extend(1)

@@ -108,9 +108,9 @@ class SpectrumOptions:
             raise LandscapeError(
                 f"num_traces and num_bootstrap: expected at least 0, got {self.num_traces} and {self.num_bootstrap}"
             )
-        if self.basis_vectors is not None and self.basis_vectors < 4 * self.num_extremes + 8:
+        if self.basis_vectors is not None and self.basis_vectors < 4 * self.num_extremes + 12:
             raise LandscapeError(
-                f"basis_vectors: expected at least {4 * self.num_extremes + 8} for {self.num_extremes} eigenpairs at "
+                f"basis_vectors: expected at least {4 * self.num_extremes + 12} for {self.num_extremes} eigenpairs at "
                 f"either end, got {self.basis_vectors}"
             )
 

@@ -363,7 +363,7 @@ def test_a_loss_that_overflows_is_refused():
         ({"basis": "disk"}, "unknown basis 'disk'"),
         ({"budget": 10}, "budget: expected at least 23 products .* got 10"),
         ({"num_traces": -1}, "got -1 and 2000"),
-        ({"basis_vectors": 5}, "basis_vectors: expected at least 12 .* got 5"),
+        ({"basis_vectors": 5}, "basis_vectors: expected at least 16 .* got 5"),
         ({"threshold": 0.0}, "threshold: .* got 0.0"),
         ({"threshold": 1.0}, "threshold: .* got 1.0"),
         ({"failure_probability": 1.5}, "failure_probability: .* got 1.5"),
