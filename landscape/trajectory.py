@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.checkpoint import read_checkpoint
+from landscape.diagnosis import measure_accuracy
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout
 from landscape.results import Journal, versions
@@ -165,11 +166,21 @@ def measure_trajectory(
             warm=previous if is_warm and previous else None,
             directions=found,
         )
+        add_accuracy(part, risk, lanes, group_average=group_average)
         names = lanes_of(risk, lanes, group_average=group_average).names
         part["overlap_previous"] = ("lane", [_overlap(previous, found, name) for name in names])
         parts.append(part)
         previous = found
     return _joined(parts, snapshots).assign_attrs(kind="trajectory", is_warm=is_warm, versions=versions())
+
+
+def add_accuracy(
+    spectrum: xr.Dataset, risk: ClassRisk, lanes: LaneChoice | None = None, *, group_average: GroupAverage = "examples"
+) -> None:
+    """Add the variables ``accuracy`` and ``accuracy_stderr`` (lane), as :func:`landscape.diagnosis.measure_accuracy`."""
+    measured = measure_accuracy(risk, lanes, group_average=group_average)
+    for name in ("accuracy", "accuracy_stderr"):
+        spectrum[name] = ("lane", measured[name].values)
 
 
 class _Data(NamedTuple):

@@ -1,9 +1,8 @@
-"""The commands that analyse checkpoints: inspect, spectrum, perturb, surface, figures, compare."""
+"""The commands that analyse checkpoints, but for the spectrum: inspect, perturb, surface, figures, compare."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,8 @@ import typer
 
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
-from landscape.cli.terminal import ProgressLine, print_json, say, show_estimate, show_table, with_error
+from landscape.cli.measuring import estimate, measure_groups
+from landscape.cli.terminal import ProgressLine, print_json, say, show_table, with_error
 from landscape.cli.train import show_verdicts
 from landscape.errors import LandscapeError, unknown_name
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from landscape.loading import CheckpointSource
-    from landscape.pipeline import AnalysisSpec, Prepared
-    from landscape.risk import ModelRisk
+    from landscape.pipeline import Prepared
+    from landscape.risk import ClassRisk
 
 
 @app.command()
@@ -83,22 +83,13 @@ def figures(checkpoint: opt.Checkpoint, out: opt.Out, *, given: dict[str, Any]) 
 
     source, spec = opt.checkpoint_source(checkpoint, given), opt.analysis_spec(given)
     if given["dry_run"]:
-        _estimate(source, spec, given["as_json"])
+        estimate(source, spec, given["as_json"])
         return
     with writing_to(out, is_file=False, parts=["journal"]):
         table = make_figures(source, out, spec, command=command_line(), progress=ProgressLine())
     _show_summary(table, given["as_json"])
     if not given["as_json"]:
         say(f"report: {out / REPORT}")
-
-
-def _estimate(source: CheckpointSource, spec: AnalysisSpec, as_json: bool) -> None:
-    from landscape.diagnosis import estimate_cost
-    from landscape.pipeline import prepare
-
-    ready = prepare(source, spec)
-    cost = estimate_cost(ready.risk, ready.plan, spec.lanes)
-    show_estimate({f"analysis of {Path(source.path).name}": (cost.seconds, cost.bytes)}, as_json=as_json)
 
 
 def _show_summary(table: pd.DataFrame, as_json: bool) -> None:
@@ -119,42 +110,6 @@ def _show_summary(table: pd.DataFrame, as_json: bool) -> None:
         }
     )
     say("loss, |g|: exact over the n examples; lambda ± residual and rounding; trace ± standard error over probes")
-
-
-@app.command()
-@opt.takes(*opt.ANALYSES)
-def spectrum(
-    checkpoint: opt.Checkpoint,
-    out: opt.Out,
-    num_probes: Annotated[
-        int | None, typer.Option(help="Density probes, at least 2.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option(help="Lanczos steps per probe.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Most steps for the extremes.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Negative curvature counts above this share of lambda_max.", rich_help_panel=opt.ANALYSIS),
-    ] = None,
-    *,
-    given: dict[str, Any],
-) -> None:
-    """Measure Hessian spectra: density, both extremes with residuals, trace, negative energy, verdict."""
-    from landscape.diagnosis import summarise
-    from landscape.spectrum import measure_spectrum
-
-    chosen = {"num_probes": num_probes, "num_steps": num_steps, "max_steps": max_steps, "threshold": threshold}
-    changed: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-
-    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
-        return measure_spectrum(ready.risk, lanes, options=replace(ready.plan.spectrum, **changed), **shared)
-
-    dataset = _measure("spectrum", checkpoint, out, given, measure, changed)
-    if dataset is not None:
-        _show_summary(summarise({"spectrum": dataset}), given["as_json"])
 
 
 @app.command()
@@ -184,12 +139,14 @@ def perturb(
     }
     changed = {name: value for name, value in chosen.items() if value is not None}
 
-    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
-        return measure_perturbation(ready.risk, lanes, options=replace(ready.plan.perturbation, **changed), **shared)
+    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> dict[str, xr.Dataset]:
+        options = replace(ready.plan.perturbation, **changed)
+        return {"perturbation": measure_perturbation(ready.risk, lanes, options=options, **shared)}
 
-    dataset = _measure("perturbation", checkpoint, out, given, measure, changed)
-    if dataset is None:
+    groups = measure_groups(checkpoint, out, given, measure, changed)
+    if groups is None:
         return
+    dataset = groups["perturbation"]
     if given["as_json"]:
         values = dataset[["mean_increase", "mean_increase_stderr", "worst_case_increase"]].to_dict()["data_vars"]
         print_json({**{name: dataset[name].values for name in ("lane", "radius", "rho")}, **values})
@@ -249,11 +206,13 @@ def surface(
         raise LandscapeError(f"--num-pairs {num_pairs}: expected at least 1, and --directions random, got {directions}")
     source = opt.checkpoint_source(checkpoint, given)
 
-    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> xr.Dataset:
+    group = "surface_line" if kind == "line" else "surface"
+
+    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> dict[str, xr.Dataset]:
         vectors, labels = _directions(directions, kind, ready.risk, source, given)
         points = ready.plan.line_points if kind == "line" else ready.plan.plane_points
         default = parse_range(f"-1:1:{points}")
-        return measure_surface(
+        dataset = measure_surface(
             ready.risk,
             lanes,
             kind=kind,
@@ -265,6 +224,7 @@ def surface(
             batchnorm=batchnorm,
             **shared,
         )
+        return {group: dataset}
 
     recipe: dict[str, Any] = {
         "kind": kind,
@@ -274,12 +234,12 @@ def surface(
         "pairs": num_pairs,
         "batchnorm": batchnorm,
     }
-    group = "surface_line" if kind == "line" else "surface"
     other = [] if directions == "random" or directions.startswith("eigen:") else [Path(directions)]
     recipe["other"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other if path.is_file()]
-    dataset = _measure(group, checkpoint, out, given, measure, recipe, inputs=other)
-    if dataset is None:
+    groups = measure_groups(checkpoint, out, given, measure, recipe, inputs=other)
+    if groups is None:
         return
+    dataset = groups[group]
     lowest, highest = dataset.loss.min(("pair", "alpha", *(["beta"] if kind == "plane" else []))), dataset.loss.max()
     if given["as_json"]:
         print_json({"lane": dataset.lane.values, "lowest": lowest.values, "shape": dict(dataset.sizes)})
@@ -291,7 +251,7 @@ def surface(
 
 
 def _directions(
-    text: str, kind: str, risk: ModelRisk, source: CheckpointSource, given: dict[str, Any]
+    text: str, kind: str, risk: ClassRisk, source: CheckpointSource, given: dict[str, Any]
 ) -> tuple[list[Any] | None, list[str] | None]:
     from landscape.loading import load_risk
     from landscape.spectrum import extreme_directions
@@ -311,37 +271,6 @@ def _directions(
     options = {key: value for key, value in asdict(source).items() if key != "path"}
     other = load_risk(text, **options)
     return [between(risk, other)], [f"0: {Path(source.path).name}, 1: {Path(text).name}"]
-
-
-def _measure(
-    group: str,
-    checkpoint: Path,
-    out: Path,
-    given: dict[str, Any],
-    measure: Callable[[Prepared, Any, dict[str, Any]], xr.Dataset],
-    recipe: dict[str, Any],
-    *,
-    inputs: Sequence[Path] = (),
-) -> xr.Dataset | None:
-    """Run one measurement with a journal beside OUT and write OUT; None after a dry run."""
-    from landscape.pipeline import prepare
-    from landscape.results import Journal, save_results
-
-    source, spec = opt.checkpoint_source(checkpoint, given), opt.analysis_spec(given)
-    if given["dry_run"]:
-        _estimate(source, spec, given["as_json"])
-        return None
-    folder = out.with_name(f"{out.name}.journal")
-    with writing_to(out, is_file=True, inputs=[checkpoint, *inputs], parts=[folder.name]):
-        ready = prepare(source, spec)
-        whole = {**ready.risk.attributes, "spec": asdict(spec), "plan": asdict(ready.plan), **recipe}
-        journal = Journal(folder, whole)
-        kept = {"seed": spec.seed, "group_average": spec.group_average, "journal": journal}
-        with ready.threads():
-            dataset = measure(ready, spec.lanes, {**kept, "progress": ProgressLine()})
-        save_results({group: dataset}, out)
-        journal.clear()
-        return dataset
 
 
 @app.command()

@@ -29,7 +29,8 @@ Checkpoint = Annotated[
 ]
 
 
-def _option(flag: str, text: str, panel: str | None = None, check: Callable[[Any], Any] | None = None) -> Any:
+def option(flag: str, text: str, panel: str | None = None, check: Callable[[Any], Any] | None = None) -> Any:
+    """Return an option with its help, the panel it stands in, and what checks it."""
     return typer.Option(flag, help=text, rich_help_panel=panel, callback=check)
 
 
@@ -48,57 +49,57 @@ def _finite_ratio(value: float | None) -> float | None:
 
 def data_options(
     dataset: Annotated[
-        str | None, _option("--dataset", "digits-lt, cifar10-lt, cifar100-lt, cifar10, cifar100 or arrays.", DATA)
+        str | None, option("--dataset", "digits-lt, cifar10-lt, cifar100-lt, cifar10, cifar100 or arrays.", DATA)
     ] = None,
     data_dir: Annotated[
-        Path | None, _option("--data-dir", "Folder of the official files, or the .npz file.", DATA)
+        Path | None, option("--data-dir", "Folder of the official files, or the .npz file.", DATA)
     ] = None,
     imbalance_ratio: Annotated[
         float | None,
-        _option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, _finite_ratio),
+        option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, _finite_ratio),
     ] = None,
-    group_rule: Annotated[str | None, _option("--group-rule", "Rule for head, medium and tail.", DATA)] = None,
-    mean: Annotated[str | None, _option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
-    std: Annotated[str | None, _option("--std", "Input standard deviation per channel.", DATA)] = None,
+    group_rule: Annotated[str | None, option("--group-rule", "Rule for head, medium and tail.", DATA)] = None,
+    mean: Annotated[str | None, option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
+    std: Annotated[str | None, option("--std", "Input standard deviation per channel.", DATA)] = None,
     model: Annotated[
-        str | None, _option("--model", "mlp, convnet, resnet20, resnet32, resnet44, resnet56 or resnet110.", MODEL)
+        str | None, option("--model", "mlp, convnet, resnet20, resnet32, resnet44, resnet56 or resnet110.", MODEL)
     ] = None,
-    head: Annotated[str | None, _option("--head", "linear or cosine.", MODEL)] = None,
-    device: Annotated[str, _option("--device", "auto, cpu or cuda.", check=_known_device)] = "auto",
-    as_json: Annotated[bool, _option("--json", "Print machine-readable output.")] = False,
+    head: Annotated[str | None, option("--head", "linear or cosine.", MODEL)] = None,
+    device: Annotated[str, option("--device", "auto, cpu or cuda.", check=_known_device)] = "auto",
+    as_json: Annotated[bool, option("--json", "Print machine-readable output.")] = False,
 ) -> None:
     """Options of every command that reads data."""
 
 
 def training_options(
-    profile: Annotated[str | None, _option("--profile", "exponential or step.", DATA)] = None,
+    profile: Annotated[str | None, option("--profile", "exponential or step.", DATA)] = None,
     selection: Annotated[
-        str | None, _option("--selection", "Examples a class keeps: seed0, seed42 or first.", DATA)
+        str | None, option("--selection", "Examples a class keeps: seed0, seed42 or first.", DATA)
     ] = None,
     loss: Annotated[
-        str | None, _option("--loss", "ce, focal, ldam, balanced-softmax, logit-adjusted, vs or gcl.", MODEL)
+        str | None, option("--loss", "ce, focal, ldam, balanced-softmax, logit-adjusted, vs or gcl.", MODEL)
     ] = None,
-    loss_option: Annotated[list[str] | None, _option("--loss-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
-    reweight: Annotated[str | None, _option("--reweight", "none, cb, or drw (deferred).", MODEL)] = None,
-    base: Annotated[str | None, _option("--base", "Base optimizer: sgd or adamw.", MODEL)] = None,
-    bn_statistics: Annotated[str | None, _option("--bn-statistics", "every-pass or first-pass.", MODEL)] = None,
-    epochs: Annotated[int | None, _option("--epochs", "By default the data set's recipe.", MODEL)] = None,
-    batch_size: Annotated[int | None, _option("--batch-size", "Examples per step.", MODEL)] = None,
-    lr: Annotated[float | None, _option("--lr", "Initial learning rate.", MODEL)] = None,
-    weight_decay: Annotated[float | None, _option("--weight-decay", "L2 weight decay.", MODEL)] = None,
-    schedule: Annotated[str | None, _option("--schedule", "ldam, multistep, cosine or constant.", MODEL)] = None,
-    seed: Annotated[int, _option("--seed", "Root of every random stream.")] = 0,
-    dry_run: Annotated[bool, _option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
+    loss_option: Annotated[list[str] | None, option("--loss-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
+    reweight: Annotated[str | None, option("--reweight", "none, cb, or drw (deferred).", MODEL)] = None,
+    base: Annotated[str | None, option("--base", "Base optimizer: sgd or adamw.", MODEL)] = None,
+    bn_statistics: Annotated[str | None, option("--bn-statistics", "every-pass or first-pass.", MODEL)] = None,
+    epochs: Annotated[int | None, option("--epochs", "By default the data set's recipe.", MODEL)] = None,
+    batch_size: Annotated[int | None, option("--batch-size", "Examples per step.", MODEL)] = None,
+    lr: Annotated[float | None, option("--lr", "Initial learning rate.", MODEL)] = None,
+    weight_decay: Annotated[float | None, option("--weight-decay", "L2 weight decay.", MODEL)] = None,
+    schedule: Annotated[str | None, option("--schedule", "ldam, multistep, cosine or constant.", MODEL)] = None,
+    seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,
+    dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
     """Options of the commands that train."""
 
 
 def examples_options(
-    split: Annotated[str, _option("--split", "train or test.", ANALYSIS)] = "train",
+    split: Annotated[str, option("--split", "train or test.", ANALYSIS)] = "train",
     max_per_class: Annotated[
-        int | None, _option("--max-per-class", "The first N examples of each class.", ANALYSIS)
+        int | None, option("--max-per-class", "The first N examples of each class.", ANALYSIS)
     ] = None,
-    objective: Annotated[str, _option("--objective", "own (the training loss), ce or another loss.", ANALYSIS)] = "own",
+    objective: Annotated[str, option("--objective", "own (the training loss), ce or another loss.", ANALYSIS)] = "own",
 ) -> None:
     """Options that choose the examples and the loss under study."""
 
@@ -106,30 +107,32 @@ def examples_options(
 def augment_options(
     augment: Annotated[
         str,
-        _option("--augment", "none, frozen (mean over fixed draws) or redraw (as published, no verdict).", ANALYSIS),
+        option("--augment", "none, frozen (mean over fixed draws) or redraw (as published, no verdict).", ANALYSIS),
     ] = "none",
-    augment_draws: Annotated[int, _option("--augment-draws", "Fixed draws of each image for frozen.", ANALYSIS)] = 4,
+    augment_draws: Annotated[int, option("--augment-draws", "Fixed draws of each image for frozen.", ANALYSIS)] = 4,
 ) -> None:
     """Options that choose the augmentation of the images under study."""
 
 
 def lanes_options(
-    preset: Annotated[str, _option("--preset", "quick, standard or full.", ANALYSIS)] = "quick",
+    preset: Annotated[str, option("--preset", "quick, standard or full.", ANALYSIS)] = "quick",
     lanes: Annotated[
-        str | None, _option("--lanes", "classes, groups, all, or names such as 0,9,tail; default everything.", ANALYSIS)
+        str | None, option("--lanes", "classes, groups, all, or names such as 0,9,tail; default everything.", ANALYSIS)
     ] = None,
     group_average: Annotated[
-        str, _option("--group-average", "examples (pooled) or classes (equal weights).", ANALYSIS)
+        str, option("--group-average", "examples (pooled) or classes (equal weights).", ANALYSIS)
     ] = "examples",
 ) -> None:
     """Options that choose the lanes and the effort."""
 
 
 def weights_options(
-    params: Annotated[str, _option("--params", "all, head, backbone or a regular expression.", ANALYSIS)] = "all",
-    dtype: Annotated[str, _option("--dtype", "float32 or float64.", ANALYSIS)] = "float32",
-    seed: Annotated[int, _option("--seed", "Root of every random stream.")] = 0,
-    dry_run: Annotated[bool, _option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
+    params: Annotated[
+        str, option("--params", "all, trainable, head, backbone or a regular expression.", ANALYSIS)
+    ] = "all",
+    dtype: Annotated[str, option("--dtype", "float32 or float64.", ANALYSIS)] = "float32",
+    seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,
+    dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
     """Options of the analyses of one checkpoint."""
 

@@ -78,7 +78,9 @@ def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
     """Print verdict and lambda_min with its error per model, for the groups and the whole (or every lane there is)."""
     lanes = [lane for lane in GROUP_LANES if all(lane in table.index for table in tables.values())]
     lanes = lanes or list(next(iter(tables.values())).index)
-    rows = [(name, lane, table.loc[lane]) for name, table in tables.items() for lane in lanes]
+    rows: list[tuple[str, str, Any]] = [
+        (name, lane, table.loc[lane]) for name, table in tables.items() for lane in lanes
+    ]
     nan = float("nan")
     show_table(
         {

@@ -1,0 +1,255 @@
+"""What the command ``spectrum`` prints: tables within 120 columns, what their error bars are, evidence, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from landscape.cli.terminal import print_json, say, show_table, with_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+WITHOUT_VERDICT = ("undecided", "refused")
+GROUP_LANES = ("head", "medium", "tail", "all")
+
+
+def print_groups(groups: Mapping[str, xr.Dataset]) -> None:
+    """Print everything that was measured as JSON: a list of lanes, of checkpoints, or both by the name of the group."""
+    content = {name: _records(name, dataset) for name, dataset in groups.items()}
+    print_json(content["spectrum"] if list(content) == ["spectrum"] else content)
+
+
+def _records(group: str, dataset: xr.Dataset) -> list[dict[str, Any]]:
+    if group != "trajectory":
+        return _lane_records(dataset)
+    facts = ("file", "epoch", "sha256")
+    each = [dataset.isel(checkpoint=index) for index in range(dataset.sizes["checkpoint"])]
+    return [{**{name: one[name].values for name in facts}, "lanes": _lane_records(one)} for one in each]
+
+
+def _lane_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    records = []
+    for lane in dataset.lane.values:
+        one = dataset.sel(lane=lane)
+        values = {str(name): one[name].values for name in one.data_vars}
+        if "gradient_norm" in values and "lambda_max" in values:
+            values |= {"ratio": _ratio(one), "lambda_min_over_gradient": _over_gradient(one)}
+        records.append({"lane": str(lane), **values})
+    return records
+
+
+def show_groups(groups: Mapping[str, xr.Dataset]) -> None:
+    """Print tables of what was measured, and in one line each what the error bars are."""
+    shows = {
+        "spectrum": show_spectrum,
+        "trajectory": show_trajectory,
+        "layers": show_layers,
+        "matched": show_matched,
+        "released": show_released,
+    }
+    for index, (name, dataset) in enumerate(groups.items()):
+        if index:
+            say("")
+        shows[name](dataset)
+
+
+def show_spectrum(dataset: xr.Dataset) -> None:
+    """Print every lane: what decides its verdict, then what lies behind it."""
+    lanes = [str(name) for name in dataset.lane.values]
+    show_table(
+        {
+            "lane": lanes,
+            "n": [str(n) for n in dataset.num_examples.values],
+            "loss": _numbers(dataset, "loss", 4),
+            "accuracy": _with_errors(dataset, "accuracy", "accuracy_stderr"),
+            "|g|": _numbers(dataset, "gradient_norm"),
+            "lambda_min": _with_errors(dataset, "lambda_min", "lambda_min_residual", "noise_floor"),
+            "lambda_max": _with_errors(dataset, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "verdict": [str(v) for v in dataset.verdict.values],
+        }
+    )
+    say("loss, |g|: exact over the n examples; accuracy ± standard error as an estimate for the classes' population")
+    if _is_known(dataset, "lambda_min_residual"):
+        say("lambda ± residual |Hv - lambda v| and rounding: an eigenvalue of the lane's Hessian lies within")
+    else:
+        say("lambda: extreme Ritz values, no error bars")
+    say("")
+    over_gradient = [_number(v) for v in _over_gradient(dataset)]
+    show_table(
+        {
+            "lane": lanes,
+            "trace": _with_errors(dataset, "trace", "trace_stderr"),
+            "negative energy": _intervals(dataset, "negative_energy"),
+            "|lmin|/|g|": over_gradient,
+            "crossover": _numbers(dataset, "crossover_radius"),
+            "quadratic": _numbers(dataset, "quadratic_radius"),
+            "v'Gv": _numbers(dataset, "gauss_newton_curvature"),
+            "v'Fv": _numbers(dataset, "functional_curvature"),
+        }
+    )
+    _explain_context(dataset)
+    show_evidence(dataset)
+    say(f"{int(dataset.num_hvps.sum())} Hessian products")
+
+
+def _explain_context(dataset: xr.Dataset) -> None:
+    if _is_known(dataset, "trace_stderr"):
+        say("trace ± standard error over probes, in the complement of the eigenpairs that were found")
+    if _is_known(dataset, "negative_energy_low"):
+        level = 100 * float(dataset.attrs["interval_level"])
+        say(f"negative energy: share of tr|H| below zero, with its {level:.0f} % interval over probes and truncation")
+    if _is_known(dataset, "crossover_radius"):
+        say(
+            "crossover: radius 2|g|/|lambda_min| beyond which curvature outweighs the slope; quadratic: how far the loss"
+        )
+        say("  follows its parabola along v_min")
+    if _is_known(dataset, "gauss_newton_curvature"):
+        say("v'Gv + v'Fv = v'Hv = lambda_min: the loss's curvature (Gauss-Newton) and the network's own")
+
+
+def show_evidence(dataset: xr.Dataset) -> None:
+    """Print why lanes have no verdict, once for all that share the reason."""
+    if "evidence" not in dataset:
+        return
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for lane, verdict, evidence in zip(dataset.lane.values, dataset.verdict.values, dataset.evidence.values):
+        if verdict in WITHOUT_VERDICT:
+            reasons.setdefault((str(verdict), str(evidence)), []).append(str(lane))
+    for (verdict, evidence), lanes in reasons.items():
+        say(f"{verdict} ({', '.join(lanes)}): {evidence}")
+
+
+def show_trajectory(dataset: xr.Dataset) -> None:
+    """Print groups and the whole (or every lane there is) of every checkpoint."""
+    lanes = _few_lanes(dataset)
+    each = [dataset.isel(checkpoint=index).sel(lane=lanes) for index in range(dataset.sizes["checkpoint"])]
+    columns: dict[str, list[str]] = {}
+    for one in each:
+        rows = {
+            "epoch": [f"{float(one.epoch):g}"] * len(lanes),
+            "lane": lanes,
+            "loss": _numbers(one, "loss", 4),
+            "accuracy": _with_errors(one, "accuracy", "accuracy_stderr"),
+            "|g|": _numbers(one, "gradient_norm"),
+            "lambda_min": _with_errors(one, "lambda_min", "lambda_min_residual", "noise_floor"),
+            "lambda_max": _with_errors(one, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "ratio": [_number(v) for v in _ratio(one)],
+            "overlap": _numbers(one, "overlap_previous", 2),
+            "verdict": [str(v) for v in one.verdict.values],
+        }
+        for name, cells in rows.items():
+            columns.setdefault(name, []).extend(cells)
+    show_table(columns)
+    say("accuracy ± standard error; lambda ± residual and rounding; ratio: |lambda_min| / lambda_max")
+    say("overlap: squared cosine of v_min with the checkpoint before")
+    for one in each:
+        if set(map(str, one.verdict.values)) & set(WITHOUT_VERDICT):
+            say(f"epoch {float(one.epoch):g}:")
+            show_evidence(one)
+    say(f"{int(dataset.num_hvps.sum())} Hessian products for {len(each)} checkpoints")
+
+
+def show_layers(dataset: xr.Dataset) -> None:
+    """Print the blocks of groups and the whole (or of every lane there is), layer by layer."""
+    chosen = _few_lanes(dataset)
+    layers = [str(name) for name in dataset.layer.values]
+    columns: dict[str, list[str]] = {}
+    for lane in chosen:
+        one = dataset.sel(lane=lane)
+        rows = {
+            "lane": [lane] * len(layers),
+            "layer": layers,
+            "parameters": [str(n) for n in dataset.num_parameters.values],
+            "lambda_min": _with_errors(one, "lambda_min", "lambda_min_residual", "noise_floor"),
+            "lambda_max": _with_errors(one, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "trace": _with_errors(one, "trace", "trace_stderr"),
+        }
+        for name, cells in rows.items():
+            columns.setdefault(name, []).extend(cells)
+    show_table(columns)
+    say("each layer's diagonal block of the Hessian; errors as above; the whole's ends lie outside its blocks'")
+
+
+def show_matched(dataset: xr.Dataset) -> None:
+    """Print each lane with every class on equally many images, beside all its images."""
+    columns = {"lane": [str(name) for name in dataset.lane.values]}
+    columns["n"] = [str(n) for n in dataset.num_examples_full.values]
+    columns["matched n"] = [str(n) for n in dataset.num_examples.values]
+    for key, title in (("lambda_min", "lambda_min"), ("lambda_max", "lambda_max"), ("gradient_norm", "|g|")):
+        columns[title] = _numbers(dataset, f"{key}_full")
+        columns[f"{title}, matched"] = _with_errors(dataset, f"{key}_mean", f"{key}_stderr")
+    show_table(columns)
+    say(
+        f"matched: mean ± standard error over {dataset.sizes['draw']} draws of {dataset.attrs['size']} images per class"
+    )
+
+
+def show_released(dataset: xr.Dataset) -> None:
+    """Print what the released settings give."""
+    show_table(
+        {
+            "lane": [str(name) for name in dataset.lane.values],
+            "n": [str(n) for n in dataset.num_examples.values],
+            "lambda_min": _numbers(dataset, "lambda_min"),
+            "lambda_max": _numbers(dataset, "lambda_max"),
+            "ratio": [_number(v) for v in _ratio(dataset)],
+            "trace": _numbers(dataset, "trace"),
+            "negative energy": _numbers(dataset, "negative_energy"),
+            "verdict": [str(v) for v in dataset.verdict.values],
+        }
+    )
+    say(
+        f"released settings, augmentation {dataset.attrs.get('augmentation', 'none')}: Ritz values of one run, no error bars"
+    )
+    show_evidence(dataset)
+
+
+def _few_lanes(dataset: xr.Dataset) -> list[str]:
+    lanes = [str(name) for name in dataset.lane.values]
+    return [lane for lane in GROUP_LANES if lane in lanes] or lanes
+
+
+def _values(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """Return a variable over the lanes, NaN where it was not measured."""
+    import numpy as np
+
+    return dataset[name].values if name in dataset else np.full(dataset.num_hvps.shape, np.nan)
+
+
+def _is_known(dataset: xr.Dataset, name: str) -> bool:
+    values = _values(dataset, name)
+    return bool((values == values).any())
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value == value else "-"
+
+
+def _numbers(dataset: xr.Dataset, name: str, digits: int = 3) -> list[str]:
+    return [_number(float(value), digits) for value in _values(dataset, name)]
+
+
+def _with_errors(dataset: xr.Dataset, name: str, *errors: str) -> list[str]:
+    total = sum(_values(dataset, error) for error in errors)
+    return [with_error(float(v), float(e)) for v, e in zip(_values(dataset, name), total)]  # type: ignore[arg-type]
+
+
+def _intervals(dataset: xr.Dataset, name: str) -> list[str]:
+    rows: Sequence[Any] = list(zip(*(_values(dataset, name + end) for end in ("", "_low", "_high"))))
+    return [f"{v:.3g} [{low:.3g}, {high:.3g}]" if low == low else _number(v) for v, low, high in rows]
+
+
+def _ratio(dataset: xr.Dataset) -> Any:
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(dataset.lambda_min.values) / dataset.lambda_max.values
+
+
+def _over_gradient(dataset: xr.Dataset) -> Any:
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(dataset.lambda_min.values) / dataset.gradient_norm.values
