@@ -136,4 +136,9 @@ def _split_marks(dataset: Any) -> tuple[Bars | Points, ...]:
         for lane, value, below, above in zip(dataset["lane"].values, low, *error)
     )
     error = np.maximum(np.nan_to_num(error), 0.0)
-    return (*marks, Points(at, low, INK, "diamond", "v'Hv, interval over images", 4.0, 1.0, error, hover))
+    return (
+        *marks,
+        Points(
+            at, low, INK, "diamond", "v'Hv, interval over images", 4.0 if len(low) <= 40 else 2.2, 1.0, error, hover
+        ),
+    )

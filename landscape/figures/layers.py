@@ -82,7 +82,8 @@ def _layer_marks(
     dataset: xr.Dataset, key: str, lanes: Sequence[str], looks: dict[str, Look], named: set[str]
 ) -> tuple[Mark, ...]:
     present = [lane for lane in lanes if lane in prep.all_lanes([dataset])]
-    spread = np.linspace(-0.3, 0.3, len(present)) if len(present) > 1 else np.zeros(1)
+    reach = min(0.09 * (len(present) - 1), 0.35)
+    spread = np.linspace(-reach, reach, len(present))
     marks: list[Mark] = []
     for lane, shift in zip(present, spread):
         at = dataset.sel(lane=lane)
@@ -135,6 +136,10 @@ def plot_matched(
         known = dataset.reindex(lane=chosen)
         for key, label in _MATCHED:
             marks = _matched_marks(dataset, known, key, chosen)
+            marks = (
+                *marks,
+                Points(np.full(1, np.nan), np.full(1, np.nan), INK, "circle", "all images", 4.0, hollow=True),
+            )
             heading = " · ".join(text for text in (name, label) if text)
             names = prep.thinned(chosen, 24 if len(chosen) > 24 else len(chosen))
             x = Axis("", limits=(-0.6, len(chosen) - 0.4), categories=names, tilted=True)
@@ -154,6 +159,7 @@ def plot_matched(
 
 
 def _matched_marks(dataset: xr.Dataset, known: xr.Dataset, key: str, lanes: Sequence[str]) -> tuple[Mark, ...]:
+    size = 4.4 if len(lanes) <= 40 else 2.4
     owners = [prep.lane_group(dataset, lane) if lane in prep.all_lanes([dataset]) else "" for lane in lanes]
     marks: list[Mark] = []
     for group in dict.fromkeys(owners):
@@ -169,8 +175,8 @@ def _matched_marks(dataset: xr.Dataset, known: xr.Dataset, key: str, lanes: Sequ
             for k, m, e, f in zip(members, mean, error, full)
         )
         marks += [
-            Points(x.ravel(), draws.ravel(), look.colour, look.marker, "", 2.0, 0.5),
-            Points(members.astype(float), mean, look.colour, look.marker, group or "lanes", 4.6, 1.0, error, hover),
-            Points(members + 0.36, full, INK, look.marker, "", 4.0, 1.0, hollow=True),
+            Points(x.ravel(), draws.ravel(), look.colour, look.marker, "", 0.45 * size, 0.5),
+            Points(members.astype(float), mean, look.colour, look.marker, group or "lanes", size, 1.0, error, hover),
+            Points(members + 0.36, full, INK, look.marker, "", size * 0.9, 1.0, hollow=True),
         ]
     return tuple(marks)

@@ -12,7 +12,10 @@ from landscape.errors import LandscapeError
 from landscape.figures import preparation as prep
 from landscape.figures.drawing import render
 from landscape.figures.picture import Axis, Backend, Cells, Line, Mark, Panel, Picture, Points
-from landscape.figures.style import LANE_LOOKS, MUTED, VERDICT_LOOKS, optimizer_looks
+from landscape.figures.style import INK, LANE_LOOKS, MUTED, PAPER, VERDICT_LOOKS, VerdictLook, optimizer_looks
+
+# Above so many lanes a row of the table has one line.
+MOST_TALL = 40
 
 
 def plot_curvature_against_gradient(
@@ -96,12 +99,13 @@ def plot_curvature_against_gradient(
 def plot_verdicts(
     spectra: prep.Results, *, lanes: str | Sequence[str] | None = "every", backend: Backend = "matplotlib"
 ) -> Any:
-    """Draw the verdict of every lane (rows) under every optimizer (columns), with symbol, value, residual and ratio.
+    """Draw the verdict of every lane with the numbers it rests on.
 
     Parameters
     ----------
     spectra
-        ``{optimizer: spectrum Dataset}`` or one Dataset.
+        One Dataset: a column per number, |lambda_min| / |g|, both radii and the intervals among them;
+        ``{optimizer: spectrum Dataset}`` with several: a column per optimizer.
     lanes
         Lane names or ``"classes"``, ``"groups"``, ``"every"`` (default).
     backend
@@ -110,29 +114,36 @@ def plot_verdicts(
     Returns
     -------
     matplotlib.figure.Figure or plotly.graph_objects.Figure
-        A table; a lane that an optimizer's results lack is left blank.
+        A table; a lane that an optimizer's results lack is left blank. Above forty lanes a line each.
     """
     data = prep.as_mapping(spectra, "verdict")
     chosen = prep.choose_lanes(data, lanes, ())
     first = next(iter(data.values()))
-    texts, fills, inks = [], [], []
-    for lane in chosen:
-        cells = [_verdict_cell(dataset, lane) for dataset in data.values()]
-        texts.append(tuple(cell[0] for cell in cells))
-        fills.append(tuple(cell[1] for cell in cells))
-        inks.append(tuple(cell[2] for cell in cells))
+    is_long = len(chosen) > MOST_TALL
+    if len(data) == 1:
+        heads = list(_numbers(first, chosen[0]))
+        rows = [[_word_cell(first, lane), *_number_cells(first, lane)] for lane in chosen]
+        columns, size = ("verdict", *heads), (1.36, 0.2)
+    else:
+        columns = tuple(data)
+        rows = [[_verdict_cell(dataset, lane, is_long) for dataset in data.values()] for lane in chosen]
+        size = (1.95, 0.2 if is_long else 0.48)
+    texts, fills, inks = (tuple(tuple(cell[k] for cell in row) for row in rows) for k in range(3))
     panel = Panel(
         "",
-        Axis("", limits=(-0.5, len(data) - 0.5), categories=tuple(name or "verdict" for name in data)),
+        Axis("", limits=(-0.5, len(columns) - 0.5), categories=columns),
         Axis("", limits=(len(chosen) - 0.5, -0.5), categories=tuple(prep.lane_label(first, lane) for lane in chosen)),
-        (Cells(tuple(texts), tuple(fills), tuple(inks)),),
+        (Cells(texts, fills, inks),),
     )
-    note = "λmin ± residual; ratio = |λmin| / λmax. Symbols: " + ", ".join(
-        f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items() if w != "refused" or _is_refused(data)
+    note = (
+        "λmin ± residual; ratio = |λmin| / λmax; radii: beyond the first curvature outweighs the slope, up to the second "
+        "the loss is quadratic; intervals at 95 %. Symbols: "
     )
-    size = (max(1.65 * len(data) + 1.1, 3.2), 0.36 * len(chosen) + 0.4)
+    note += ", ".join(f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items() if w != "refused" or _is_refused(data))
+    panel_size = (max(size[0] * len(columns) + 1.1, 3.2), size[1] * len(chosen) + 0.5)
     return render(
-        Picture("Verdict for every class and group", ((panel,),), prep.scale_card(data), note, panel_size=size), backend
+        Picture("Verdict for every class and group", ((panel,),), prep.scale_card(data), note, panel_size=panel_size),
+        backend,
     )
 
 
@@ -141,16 +152,59 @@ def _is_refused(data: Mapping[str, xr.Dataset]) -> bool:
     return any(bool((dataset["verdict"] == "refused").any()) for dataset in data.values())
 
 
-def _verdict_cell(dataset: xr.Dataset, lane: str) -> tuple[str, str, str]:
-    if lane not in prep.all_lanes([dataset]):
-        return "", "#FFFFFF", MUTED
+def _look(one: xr.Dataset) -> VerdictLook:
+    return VERDICT_LOOKS.get(str(one["verdict"].item()), VERDICT_LOOKS["undecided"])
+
+
+def _value(one: xr.Dataset, name: str) -> float:
+    return float(one[name]) if name in one else float("nan")
+
+
+def _numbers(dataset: xr.Dataset, lane: str) -> dict[str, str]:
+    """Return what a verdict rests on, as text by column head; a column whose variable was not recorded is left out."""
     one = dataset.sel(lane=lane)
-    verdict = str(one["verdict"].item())
-    look = VERDICT_LOOKS.get(verdict, VERDICT_LOOKS["undecided"])
-    low, high = float(one["lambda_min"]), float(one["lambda_max"])
-    residual = float(one["lambda_min_residual"]) if "lambda_min_residual" in one else float("nan")
-    ratio = f", ratio {prep.short(abs(low) / high)}" if high > 0 and low < 0 else ""
-    return f"{look.symbol} {verdict}\n{prep.with_error(low, residual)}{ratio}", look.fill, look.ink
+    low, high, slope = (_value(one, name) for name in ("lambda_min", "lambda_max", "gradient_norm"))
+    columns = {
+        "λmin ± residual": ("lambda_min", prep.with_error(low, _value(one, "lambda_min_residual"))),
+        "ratio": ("lambda_max", prep.short(-low / high) if low < 0 < high else "–"),
+        "|λmin| / |g|": ("gradient_norm", prep.short(-low / slope) if low < 0 < slope else "–"),
+        "radii": ("crossover_radius", _radii(one)),
+        "negative energy": ("negative_energy_low", prep.interval(*_ends(one, "negative_energy"))),
+        "v'Hv over images": ("curvature_low", prep.interval(*_ends(one, "curvature"))),
+    }
+    return {head: text for head, (name, text) in columns.items() if name in one}
+
+
+def _ends(one: xr.Dataset, name: str) -> tuple[float, float]:
+    return _value(one, f"{name}_low"), _value(one, f"{name}_high")
+
+
+def _radii(one: xr.Dataset) -> str:
+    radii = [_value(one, f"{name}_radius") for name in ("crossover", "quadratic")]
+    return "–" if not np.isfinite(radii).any() else " / ".join(map(prep.short, radii))
+
+
+def _word_cell(dataset: xr.Dataset, lane: str) -> tuple[str, str, str]:
+    look = _look(dataset.sel(lane=lane))
+    return f"{look.symbol} {dataset['verdict'].sel(lane=lane).item()}", look.fill, look.ink
+
+
+def _number_cells(dataset: xr.Dataset, lane: str) -> list[tuple[str, str, str]]:
+    return [(text, PAPER, INK) for text in _numbers(dataset, lane).values()]
+
+
+def _verdict_cell(dataset: xr.Dataset, lane: str, is_long: bool) -> tuple[str, str, str]:
+    if lane not in prep.all_lanes([dataset]):
+        return "", PAPER, MUTED
+    word, fill, ink = _word_cell(dataset, lane)
+    numbers = _numbers(dataset, lane)
+    if is_long:
+        return f"{word[0]} {numbers['λmin ± residual']}", fill, ink
+    ratio = f", ratio {numbers['ratio']}" if numbers["ratio"] != "–" else ""
+    lines = [word, f"{numbers['λmin ± residual']}{ratio}"]
+    if numbers["|λmin| / |g|"] != "–":
+        lines.append(f"|λmin| / |g| {numbers['|λmin| / |g|']}, radii {numbers['radii']}")
+    return "\n".join(lines), fill, ink
 
 
 def _group(dataset: xr.Dataset, lane: str) -> str:
