@@ -188,4 +188,4 @@ def make_basis(place: BasisPlace, like: Tensor, most_vectors: int | None = None)
     """Return an empty basis for vectors shaped like ``like`` (R, n), on the device of at most so many vectors per row."""
     if place == "device":
         return DeviceBasis(like, most_vectors)
-    return {"host": HostBasis, "none": NoBasis}[place](like)
+    return HostBasis(like) if place == "host" else NoBasis(like)

@@ -14,6 +14,7 @@ from landscape.risk import ClassRisk
 from landscape.spectrum.bootstrap import bootstrap_mean, most_negative, per_example_curvatures
 from landscape.spectrum.certificate import Evidence, is_negative, lower_bound, steps_to_exclude
 from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.lanczos import BREAKDOWN_EPS
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.walk import smallest_radius, walk_both_ways
 
@@ -63,13 +64,17 @@ def gather_evidence(
     """Return the evidence of a lane, the decreases of its walks, and what they cost the classes."""
     theta = context.risk.theta
     curvature = extremes.lambda_min
+    noise = extremes.precision_gap
+    if extremes.is_exhausted:  # what couples less than this was cut off
+        norm = float(np.abs(extremes.ritz.values).max(initial=0.0))
+        noise = max(noise, BREAKDOWN_EPS * torch.finfo(theta.dtype).eps * norm)
     bound = lower_bound(
         curvature,
         extremes.lambda_max,
         num_steps=extremes.num_plain_steps,
         num_parameters=len(theta),
         failure_probability=options.failure_probability,
-        noise=extremes.precision_gap,
+        noise=noise,
         is_exhausted=extremes.is_exhausted and extremes.is_random_start,
     )
     span = extremes.lambda_max - curvature

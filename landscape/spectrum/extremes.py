@@ -129,20 +129,26 @@ class _Finished:
     asymmetry: float
 
 
-def place_basis(theta: Tensor, num_lanes: int, options: SpectrumOptions) -> tuple[BasisPlace, int]:
-    """Return where the bases of some lanes live, and the most vectors of each before a restart."""
-    longest = min(options.longest_run, len(theta)) + 1
-    wanted = min(longest, options.basis_vectors or longest)
+def place_basis(
+    theta: Tensor, num_rows: int, options: SpectrumOptions, *, longest: int | None = None
+) -> tuple[BasisPlace, int]:
+    """Return where the bases of some rows live, and the most vectors of each before a restart.
+
+    ``longest`` is the length of a run that does not restart (a probe's); None for an extreme run.
+    """
+    may_restart = longest is None
+    longest = (longest or min(options.longest_run, len(theta))) + 1
+    wanted = min(longest, options.basis_vectors or longest) if may_restart else longest
     if options.basis in ("device", "host", "none"):
         return options.basis, wanted
-    vector = num_lanes * theta.numel() * theta.element_size()
+    vector = num_rows * theta.numel() * theta.element_size()
     room = available_memory(theta.device) // 2 // vector
     if room >= wanted:
         return "device", wanted
     if theta.device.type != "cpu" and available_memory(torch.device("cpu")) // 2 // vector >= longest:
         return "host", longest
     fewest = 4 * options.num_extremes + 20
-    return ("device", int(room)) if room >= fewest else ("none", longest)
+    return ("device", int(room)) if may_restart and room >= fewest else ("none", longest)
 
 
 def find_extremes_of(

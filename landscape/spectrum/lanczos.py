@@ -202,7 +202,8 @@ class Lanczos:
             empty = np.zeros(0)
             return RitzPairs(empty, empty, np.zeros((0, 0)), empty, True)
         if not np.isfinite(self._alphas[index, :size]).all():
-            return RitzPairs(np.full(size, np.nan), *[np.full(size, np.nan)] * 3, False)
+            unknown = np.full(size, np.nan)
+            return RitzPairs(unknown, unknown, unknown, unknown, False)
         values, vectors = self._projected(index, size)
         coupling = 0.0 if is_exhausted else float(self._betas[index, size - 1])
         weights = vectors[0] ** 2 if not self._prefix.shape[1] else np.full(len(values), np.nan)

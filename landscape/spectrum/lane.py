@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from landscape.spectrum.sampling import Density, sample_densities
 
 Directions = Mapping[str, tuple[Tensor, Tensor]]
 
+# Norm of the random part of a warm start, beside two unit vectors.
+WARM_RANDOM = 0.1
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
 REDRAWN = (
     "none given: the operator changes with every product (augment 'redraw'), so its Ritz values are not those of a "
@@ -85,14 +88,25 @@ def _extremes(
 ) -> list[Extremes]:
     size = len(risk.theta)
     starts = torch.cat([sphere(1, size, stream(seed, f"spectrum/{name}/extremes")) for name in names])
-    if not warm or any(name not in warm for name in names):
+    half = options.half()
+    if not warm or half is None or any(name not in warm for name in names):
         return find_extremes_of(risk, product, weights, starts, names=names, options=options)
-    mixed = torch.stack([v_min.double() + v_max.double() for v_min, v_max in (warm[name] for name in names)])
-    found = find_extremes_of(risk, product, weights, mixed, names=names, options=options, are_random=False)
+    # Without a random part, a symmetry of the network would lock the run into the space of the old vectors.
+    ends = torch.stack([v_min.double() + v_max.double() for v_min, v_max in (warm[name] for name in names)])
+    mixed = ends.cpu() + WARM_RANDOM * starts
+    found = find_extremes_of(risk, product, weights, mixed, names=names, options=half, are_random=False)
     again = [b for b, e in enumerate(found) if not _is_negative(e, options)]
-    for b in again:
-        cold = find_extremes(risk, weights[b], options, stream(seed, f"spectrum/{names[b]}/extremes"), name=names[b])
-        found[b] = cold
+    if again:
+        cold = find_extremes_of(
+            risk,
+            lambda v, lanes=None: product(v, lanes=again if lanes is None else [again[i] for i in lanes]),
+            weights[again],
+            starts[again],
+            names=[names[b] for b in again],
+            options=half,
+        )
+        for b, extremes in zip(again, cold):
+            found[b] = replace(extremes, num_hvps=extremes.num_hvps + found[b].num_hvps)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -128,10 +128,21 @@ class SpectrumOptions:
     @property
     def longest_run(self) -> int:
         """Most steps of the extreme run within the budget."""
-        if self.budget is None:
-            return self.max_steps
+        return self.max_steps if self.budget is None else min(self.max_steps, self._room)
+
+    @property
+    def _room(self) -> int:
+        """Lanczos steps that the budget leaves to the extremes."""
+        assert self.budget is not None
         probes = 0 if self.until == "verdict" else self.num_probes * SHORTEST_PROBE
-        return min(self.max_steps, self.budget - self.overhead - probes - 2 * self.num_traces)
+        return self.budget - self.overhead - probes - 2 * self.num_traces
+
+    def half(self) -> SpectrumOptions | None:
+        """Return the options of either of two extreme runs, a warm and a random one; None where the budget is too small."""
+        if self.budget is None:
+            return self
+        steps = (self._room - self.overhead) // 2
+        return replace(self, max_steps=min(steps, self.max_steps)) if steps >= FEWEST_STEPS else None
 
     def probe_steps(self, num_spent: int) -> int:
         """Return the steps per density probe after ``num_spent`` products of a lane."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.density import SpectralSample, deflated_sample
-from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.extremes import Extremes, place_basis
 from landscape.spectrum.intervals import Interval, energy_interval, mass_interval, trace_interval
 from landscape.spectrum.lanczos import Lanczos, sphere
 from landscape.spectrum.options import SpectrumOptions
@@ -80,36 +80,51 @@ def sample_densities(
 ) -> list[Density]:
     """Return the densities of B lanes at theta (n,), their probes in the complement of the extreme runs' atoms.
 
-    Lanes whose runs differ in length share the products all the same: a budget gives all of them the steps of the one
-    that has least left.
+    Lanes share products for as many steps as each of them has left; then the others go on.
     """
     size = len(theta)
     atoms = [choose_atoms(e) for e in extremes]
     num_left = [size - len(a.values) for a in atoms]
-    num_steps = min(options.probe_steps(e.num_hvps) for e in extremes)
-    num_steps = min([num_steps, *(left for left in num_left if left > 0)])
-    open_lanes = [b for b, left in enumerate(num_left) if left > 0]
+    steps = {b: min(options.probe_steps(extremes[b].num_hvps), left) for b, left in enumerate(num_left) if left > 0}
     probes: dict[int, list[SpectralSample]] = {}
     traces: dict[int, Interval] = {}
-    if open_lanes:
-        stack = _stack([atoms[b].vectors for b in open_lanes])
-        starts = _starts(theta, [generators[b] for b in open_lanes], "probe", options.num_probes)
-        run = Lanczos(
-            lambda v: product(v.view(len(open_lanes), -1, size), lanes=open_lanes).reshape(-1, size),
-            starts.reshape(-1, size),
-            deflated=stack,
-        )
-        run.extend(num_steps)
-        for index, b in enumerate(open_lanes):
-            rows = range(index * options.num_probes, (index + 1) * options.num_probes)
-            pairs = [run.ritz(row) for row in rows]
-            probes[b] = [SpectralSample(r.values, r.weights) for r in pairs if len(r.values)]
+    if steps:
+        lanes = list(steps)
+        stack = _stack([atoms[b].vectors for b in lanes])
+        starts = _starts(theta, [generators[b] for b in lanes], "probe", options.num_probes)
+        probes = _probe(product, starts, stack, steps, options)
         if options.num_traces:
-            traces = _xtraces(theta, product, open_lanes, atoms, stack, generators, options)
+            traces = _xtraces(theta, product, lanes, atoms, stack, generators, options)
     return [
-        _summarise(atoms[b], probes.get(b, []), traces.get(b), extremes[b], size, num_steps, options)
+        _summarise(atoms[b], probes.get(b, []), traces.get(b), extremes[b], size, steps.get(b, 0), options)
         for b in range(len(extremes))
     ]
+
+
+def _probe(
+    product: HessianProduct, starts: Tensor, stack: Tensor, steps: dict[int, int], options: SpectrumOptions
+) -> dict[int, list[SpectralSample]]:
+    """Return the quadratures of the lanes in ``steps`` from starts (B, p, n), deflated vectors (B, d, n)."""
+    lanes, per_lane, size = list(steps), starts.shape[1], starts.shape[2]
+    place, _ = place_basis(starts.view(-1, size)[0], len(lanes) * per_lane, options, longest=max(steps.values()))
+    going = list(lanes)
+    run = Lanczos(
+        lambda v: product(v.view(len(going), -1, size), lanes=going).reshape(-1, size),
+        starts.reshape(-1, size),
+        deflated=stack,
+        basis=place,
+    )
+    probes: dict[int, list[SpectralSample]] = {}
+    for target in sorted(set(steps.values())):
+        run.extend(target - run.num_steps)
+        for b in [b for b in going if steps[b] == target]:
+            first = lanes.index(b) * per_lane
+            pairs = [run.ritz(row) for row in range(first, first + per_lane)]
+            probes[b] = [SpectralSample(r.values, r.weights) for r in pairs if len(r.values)]
+        going = [b for b in going if steps[b] > target]
+        if going:
+            run.keep([lanes.index(b) * per_lane + p for b in going for p in range(per_lane)])
+    return probes
 
 
 def _xtraces(
