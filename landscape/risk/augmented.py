@@ -129,8 +129,8 @@ class RedrawnRisk:
         def product(vectors: Tensor, lanes: Sequence[int] | None = None) -> Tensor:
             rows = weights if lanes is None else weights[list(lanes)]
             fixed = self.drawn(_support(rows))
-            fixed._memory_budget = 0  # graphs that serve one product are not worth keeping
-            with fixed.hessian(theta, rows, **options) as of_this_draw:
+            # Graphs that serve one product are not worth keeping; a route chosen by time would not repeat its bits.
+            with fixed.hessian(theta, rows, **{"strategy": "fresh", **options}) as of_this_draw:
                 return of_this_draw(vectors)
 
         yield product

@@ -373,6 +373,7 @@ class ModelRisk:
                 strategy=strategy,
                 joint=self.is_additive,
                 known=self._known,
+                inputs_per_example=self.inputs_per_example,
             )
             try:
                 yield product

@@ -22,6 +22,7 @@ from landscape.risk.strategies import (
     graph_bytes,
     require_strategy,
 )
+from landscape.risk.workers import Workers
 
 # A chunk of one lane's weighted sum: the lane, its rows of examples, and the rows' coefficients in the lane.
 Chunk = tuple[int, slice, Tensor]
@@ -51,6 +52,8 @@ class ChunkedHessian:
         Whether lanes of few examples may share graphs.
     known
         What was measured already (sizes, times); measurements are added.
+    inputs_per_example
+        Numbers in one input: large pieces of the work go to threads of their own, see :mod:`landscape.risk.workers`.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class ChunkedHessian:
         strategy: Strategy = "auto",
         joint: bool = True,
         known: MutableMapping[str, Any] | None = None,
+        inputs_per_example: int = 0,
     ) -> None:
         require_strategy(strategy)
         self._per_example = per_example
@@ -85,6 +89,8 @@ class ChunkedHessian:
         self._blocks: list[tuple[Block, Graph]] = []
         self._pieces = Counter(lane for lane, _, _ in chunks)
         self.strategies: Counter[str] = Counter()
+        num_rows = sum(rows.stop - rows.start for _, rows, _ in self._chunks)
+        self._workers = Workers(0, 0, theta.device)
         if not self._chunks:
             return
         with differentiation():
@@ -95,6 +101,8 @@ class ChunkedHessian:
             if len(self._kept) < len(self._chunks):
                 self._route = self._choose_route()
                 self.strategies[self._route] += len(self._chunks) - len(self._kept)
+        num_pieces = len(self._kept) + len(self._blocks)
+        self._workers = Workers(num_pieces, num_rows * inputs_per_example, theta.device)
 
     def _afford(self, num_examples: int, num_graphs: int) -> bool:
         """Take the bytes of graphs off the budget, if it has them."""
@@ -145,9 +153,8 @@ class ChunkedHessian:
         _, rows, coefficients = self._chunks[len(self._kept)]
         return fastest_route(self._per_example, self._theta, rows, coefficients, self._known)
 
-    def _products(self, index: int, vectors: Tensor) -> list[Tensor | None]:
-        if index in self._kept:
-            return backward_twice(self._kept[index], vectors)
+    def _rebuilt(self, index: int, vectors: Tensor) -> list[Tensor | None]:
+        """Return the products of a chunk whose graph is not kept."""
         _, rows, coefficients = self._chunks[index]
         # A fresh graph is built once for all probes: from two on it is cheaper than a forward pass for each.
         if self._route == "reverse-over-forward" and (len(vectors) == 1 or self._strategy != "auto"):
@@ -161,10 +168,15 @@ class ChunkedHessian:
         row_of = {lane: row for row, lane in enumerate(range(len(vectors)) if lanes is None else lanes)}
         out = torch.zeros_like(vectors)
         sums: dict[int, Tensor] = {}
-        for index, (lane, _, _) in enumerate(self._chunks):
-            if lane not in row_of:
-                continue
-            for p, part in enumerate(self._products(index, vectors[row_of[lane]])):
+        mine = [index for index, (lane, _, _) in enumerate(self._chunks) if lane in row_of]
+        along = {index: vectors[row_of[self._chunks[index][0]]] for index in mine}
+        # Kept graphs only: to build one, the network's weights are exchanged, which two threads must not do at once.
+        kept = [index for index in mine if index in self._kept]
+        done = dict(zip(kept, self._workers.map(lambda i: backward_twice(self._kept[i], along[i]), kept)))
+        for index in mine:
+            lane = self._chunks[index][0]
+            parts = done.pop(index) if index in done else self._rebuilt(index, along[index])
+            for p, part in enumerate(parts):
                 if part is None:
                     continue
                 if self._pieces[lane] == 1:
@@ -176,25 +188,27 @@ class ChunkedHessian:
                     total[p] += part
         for lane, total in sums.items():
             out[row_of[lane]] = total.to(out.dtype)
-        for block, graph in self._blocks:
-            self._advance(block, graph, vectors, row_of, out)
+        list(self._workers.map(lambda piece: _advance(*piece, vectors, row_of, out), self._blocks))
         return out
-
-    def _advance(self, block: Block, graph: Graph, vectors: Tensor, row_of: dict[int, int], out: Tensor) -> None:
-        moving = [position for position, lane in enumerate(block.lanes) if lane in row_of]
-        gradients, points = graph
-        if not moving or not gradients.requires_grad:
-            return
-        for p in range(vectors.shape[1]):
-            along = spread(vectors, block, row_of, p)
-            (parts,) = torch.autograd.grad(gradients, points, along, retain_graph=True, materialize_grads=True)
-            for position in moving:
-                out[row_of[block.lanes[position]], p] = parts[position]
 
     def close(self) -> None:
         """Let go of the graphs."""
         self._kept.clear()
         self._blocks.clear()
+        self._workers.close()
+
+
+def _advance(block: Block, graph: Graph, vectors: Tensor, row_of: dict[int, int], out: Tensor) -> None:
+    """Write the products of a block's lanes into their rows of ``out``."""
+    moving = [position for position, lane in enumerate(block.lanes) if lane in row_of]
+    gradients, points = graph
+    if not moving or not gradients.requires_grad:
+        return
+    for p in range(vectors.shape[1]):
+        along = spread(vectors, block, row_of, p)
+        (parts,) = torch.autograd.grad(gradients, points, along, retain_graph=True, materialize_grads=True)
+        for position in moving:
+            out[row_of[block.lanes[position]], p] = parts[position]
 
 
 def lane_bytes(

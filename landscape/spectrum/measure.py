@@ -14,6 +14,7 @@ from landscape.randomness import stream
 from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.examples import available_memory
+from landscape.risk.workers import FEWEST_NUMBERS
 from landscape.spectrum.assembly import assemble
 from landscape.spectrum.extremes import Extremes
 from landscape.spectrum.lane import Directions, find_extremes, measure_wave
@@ -157,27 +158,35 @@ def plan_waves(risk: ClassRisk, lanes: Lanes, todo: Sequence[int], options: Spec
     """Cut lanes into waves that advance together.
 
     Lanes of a few examples share their products (:data:`TINY_LANE`): as many as have their graphs and bases in memory
-    at once. A larger lane gains nothing from company, and a wave of its own is kept as soon as it is done.
+    at once. Larger ones advance side by side, one per core of a CPU, if their inputs are worth it; what is left is a wave
+    of its own, kept as soon as it is done.
     """
     theta = risk.theta
     tiny = [index for index in todo if hasattr(risk, "per_example") and lanes.num_examples[index] <= TINY_LANE]
     graph_bytes = getattr(risk, "product_bytes", None)
-    graphs = graph_bytes(lanes.weights) if graph_bytes is not None and tiny else [0] * len(lanes)
+    graphs = graph_bytes(lanes.weights) if graph_bytes is not None else [0] * len(lanes)
     vectors = min(options.longest_run, TYPICAL_RUN) + options.num_probes * (options.num_steps + 2)
     basis = vectors * theta.numel() * theta.element_size()
     room = available_memory(theta.device) // 3
     graph_room = getattr(risk, "memory_budget", room)
-    waves = [[index] for index in todo if index not in tiny]
-    together: list[list[int]] = []
-    used_graph = used_basis = 0
-    for index in tiny:
-        fits = together and used_graph + graphs[index] <= graph_room and used_basis + basis <= room
-        if not fits or len(together[-1]) >= MOST_LANES:
-            together.append([])
-            used_graph = used_basis = 0
-        together[-1].append(index)
-        used_graph, used_basis = used_graph + graphs[index], used_basis + basis
-    return sorted(waves + together)
+    numbers = getattr(risk, "inputs_per_example", 0)
+    cores = torch.get_num_threads() if theta.device.type == "cpu" else 1
+    waves: list[list[int]] = []
+    used = {"graph": 0, "basis": 0}
+    for kind, limit in ((True, MOST_LANES), (False, cores)):
+        group: list[int] = []
+        for index in todo:
+            if (index in tiny) != kind:
+                continue
+            alone = not kind and lanes.num_examples[index] * numbers < FEWEST_NUMBERS
+            fits = used["graph"] + graphs[index] <= graph_room and used["basis"] + basis <= room
+            if not group or not fits or alone or len(group) >= limit:
+                group = []
+                waves.append(group)
+                used = {"graph": 0, "basis": 0}
+            group.append(index)
+            used = {"graph": used["graph"] + graphs[index], "basis": used["basis"] + basis}
+    return sorted(waves)
 
 
 def _vectors_fit(risk: ClassRisk, num_lanes: int) -> bool:

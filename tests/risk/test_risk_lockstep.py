@@ -7,6 +7,8 @@ import torch
 from test_risk_strategies import Recurrent, normalised_network, random_data, vectors_for
 from torch import Tensor, nn
 
+from landscape.models import build_model
+from landscape.randomness import stream
 from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.risk.lockstep import blocks_of
 
@@ -96,3 +98,28 @@ def test_blocks_hold_lanes_of_one_size_and_are_never_single() -> None:
     blocks = blocks_of(given, device=device)
     assert sorted(lane for block in blocks for lane in block.lanes) == [*range(23), *range(28, 33)]
     assert all(len({sizes[lane] for lane in block.lanes}) == 1 < len(block.lanes) for block in blocks)
+
+
+def test_workers_change_no_bits_and_leave_the_threads_alone():
+    """Pieces side by side on a CPU: the same products as one by one, whatever is computed beside a piece."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inputs = torch.randn(120, 3, 16, 16, generator=stream(0, "test/workers/x"), dtype=torch.float64)
+        labels = torch.arange(120) % 3
+        model = build_model("resnet20", num_classes=3, in_channels=3, image_size=16)
+        risk = ModelRisk(model, (inputs, labels), dtype=torch.float64, chunk_size=20)
+        weights = torch.eye(3, dtype=torch.float64)
+        vectors = torch.randn(3, 2, len(risk.theta), generator=stream(0, "test/workers/v"), dtype=torch.float64)
+        with risk.hessian(risk.theta, weights) as product:
+            assert product._workers.num_workers == 2
+            together = product(vectors)
+            alone = [product(vectors[lane : lane + 1, :1], lanes=[lane])[0, 0] for lane in range(3)]
+            assert torch.get_num_threads() == 2
+        assert torch.equal(together[:, 0], torch.stack(alone))
+        torch.set_num_threads(1)
+        with risk.hessian(risk.theta, weights) as product:
+            assert product._workers.num_workers == 1
+            torch.testing.assert_close(product(vectors), together, rtol=1e-9, atol=1e-11)
+    finally:
+        torch.set_num_threads(before)
