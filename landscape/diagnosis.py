@@ -210,6 +210,49 @@ def _eigen_plane(
     return dataset
 
 
+# Columns of the summary, each followed by its errors: before and after the ratios of the extremes.
+_EXTREMES = (
+    "loss",
+    "gradient_norm",
+    "lambda_min",
+    "lambda_min_residual",
+    "lambda_min_error",
+    "noise_floor",
+    "precision_gap",
+    "lambda_min_lower_bound",
+    "lambda_max",
+    "lambda_max_residual",
+    "lambda_max_error",
+)
+_CONTEXT = (
+    "trace",
+    "trace_stderr",
+    "trace_low",
+    "trace_high",
+    "negative_energy",
+    "negative_energy_stderr",
+    "negative_energy_low",
+    "negative_energy_high",
+    "negative_mass",
+    "negative_mass_low",
+    "negative_mass_high",
+    "index_lower_bound",
+    "crossover_radius",
+    "quadratic_radius",
+    "decrease_along_v",
+    "decrease_along_gradient",
+    "gauss_newton_curvature",
+    "functional_curvature",
+    "curvature_low",
+    "curvature_high",
+    "repeat_error",
+    "symmetry_error",
+    "linearity_error",
+    "additivity_error",
+    "num_hvps",
+)
+
+
 def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """Return one row per lane from the groups of a results file: numbers with their errors, verdict, evidence.
 
@@ -225,30 +268,13 @@ def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         for name in ("test_accuracy", "test_accuracy_stderr"):
             if name in accuracy:
                 columns[name] = accuracy[name].values
-    for name in (
-        "loss",
-        "gradient_norm",
-        "lambda_min",
-        "lambda_min_residual",
-        "noise_floor",
-        "lambda_min_lower_bound",
-        "lambda_max",
-        "lambda_max_residual",
-    ):
-        columns[name] = spectrum[name].values
+    for name in _EXTREMES:
+        if name in spectrum:
+            columns[name] = spectrum[name].values
     with np.errstate(divide="ignore", invalid="ignore"):
         columns["ratio"] = np.abs(spectrum.lambda_min.values) / spectrum.lambda_max.values
         columns["lambda_min_over_gradient"] = np.abs(spectrum.lambda_min.values) / spectrum.gradient_norm.values
-    for name in (
-        "trace",
-        "trace_stderr",
-        "negative_energy",
-        "negative_energy_stderr",
-        "crossover_radius",
-        "quadratic_radius",
-        "decrease_along_v",
-        "decrease_along_gradient",
-    ):
+    for name in _CONTEXT:
         if name in spectrum:
             columns[name] = spectrum[name].values
     if "perturbation" in groups:

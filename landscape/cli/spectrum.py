@@ -122,7 +122,7 @@ def spectrum(
     groups = measure_groups(first, out, given, measure, recipe, inputs=checkpoint)
     if groups is None:
         return
-    pictures = _draw(groups, out)
+    pictures = _draw(groups, out) if set(groups) != {"spectrum"} else []
     if given["as_json"]:
         print_groups(groups)
         return
@@ -260,15 +260,18 @@ def _as_released(
 
 def _draw(groups: dict[str, xr.Dataset], out: Path) -> list[Path]:
     """Draw beside FILE what has a figure of its own; return the files."""
+    from landscape.figures.layers import plot_layers, plot_matched
+    from landscape.figures.released import plot_released_protocol
+    from landscape.figures.saving import save_figure
+    from landscape.figures.trajectories import plot_trajectory
+
+    stem, files = out.with_suffix(""), []
     if "trajectory" in groups:
-        from landscape.figures.saving import save_figure
-        from landscape.figures.trajectories import plot_trajectory
-
-        return save_figure(plot_trajectory(groups["trajectory"]), out.with_suffix(""))
+        files += save_figure(plot_trajectory(groups["trajectory"]), stem)
     if "released" in groups:
-        from landscape.figures.released import plot_released_protocol
-        from landscape.figures.saving import save_figure
-
-        figure = plot_released_protocol(groups["released"], groups["spectrum"], lanes="every")
-        return save_figure(figure, out.with_suffix(""))
-    return []
+        files += save_figure(plot_released_protocol(groups["released"], groups["spectrum"], lanes="every"), stem)
+    if "layers" in groups:
+        files += save_figure(plot_layers(groups["layers"]), stem.with_name(f"{stem.name}-layers"))
+    if "matched" in groups:
+        files += save_figure(plot_matched(groups["matched"]), stem.with_name(f"{stem.name}-matched"))
+    return files

@@ -95,7 +95,7 @@ def write_report(
         overview=summary.overview(spectra) if spectra else [],
         matrix=summary.verdict_matrix(spectra) if spectra else [],
         matrix_names=list(spectra),
-        tables=[(name, *summary.lane_rows(tree)) for name, tree in results.items()],
+        tables=[(name, *summary.lane_rows(tree), summary.lane_proofs(tree)) for name, tree in results.items()],
         looks=VERDICT_LOOKS,
         glossary=summary.GLOSSARY,
         probabilities=sorted(

@@ -13,6 +13,7 @@ import xarray as xr
 
 from landscape.figures import preparation as prep
 from landscape.figures.style import VERDICT_LOOKS
+from landscape.report.evidence import Proof, lane_proof, number, undecided_warnings, why_undecided
 
 VERDICTS = tuple(VERDICT_LOOKS)
 
@@ -42,7 +43,8 @@ GLOSSARY = (
     ),
     (
         "undecided",
-        "neither negative curvature nor its absence is certified; the evidence says how many steps would decide.",
+        "neither negative curvature nor its absence is certified; the evidence says what would decide: more Lanczos "
+        "steps, or, where rounding is the limit, float64.",
     ),
     (
         "refused",
@@ -53,6 +55,16 @@ GLOSSARY = (
         "λmin, λmax ± residual",
         "smallest and largest eigenvalue found of the lane's Hessian; an eigenvalue lies within one "
         "residual of each. λmin is an upper bound of the true smallest one.",
+    ),
+    (
+        "error bars",
+        "residuals are guaranteed; intervals of trace, negative energy and mass are over random probes, that of the "
+        "curvature along v_min over images: would other images of the class show it?",
+    ),
+    (
+        "operator",
+        "before anything is measured the Hessian product must repeat, be symmetric and linear, and the classes must add "
+        "up to their group; errors are relative, at rounding.",
     ),
     ("ratio", "|λmin| / λmax; never read alone, it also rises when λmax falls."),
     ("lower bound", "the true smallest eigenvalue lies above it with the stated probability."),
@@ -82,6 +94,7 @@ class Statement:
     verdict: str
     sentence: str
     evidence: str
+    proof: Proof = ()
 
 
 @dataclass(frozen=True)
@@ -160,20 +173,20 @@ def _row(
     """Return {column head: text} for one lane."""
 
     def measured(variable: str) -> str:
-        return prep.short(_number(spectrum, variable, lane))
+        return prep.short(number(spectrum, variable, lane))
 
     radius, rho = _middle(perturbation, "radius"), _middle(perturbation, "rho")
-    low, high = _number(spectrum, "lambda_min", lane), _number(spectrum, "lambda_max", lane)
+    low, high = number(spectrum, "lambda_min", lane), number(spectrum, "lambda_max", lane)
     count = prep.num_examples(spectrum, lane)
     split = str(accuracy.attrs.get("split", "")) if accuracy is not None else ""
     row = {
         "lane": lane,
         "n": "–" if count is None else str(count),
         "loss": measured("loss"),
-        f"accuracy{f' ({split})' if split else ''}": _percent(_number(accuracy, "accuracy", lane)),
+        f"accuracy{f' ({split})' if split else ''}": _percent(number(accuracy, "accuracy", lane)),
     }
     if accuracy is not None and "test_accuracy" in accuracy:
-        row["test accuracy"] = _percent(_number(accuracy, "test_accuracy", lane))
+        row["test accuracy"] = _percent(number(accuracy, "test_accuracy", lane))
     mean = f"mean increase ± se{'' if radius is None else f' (radius {prep.short(radius)})'}"
     worst = f"worst-case increase{'' if rho is None else f' (ρ = {prep.short(rho)})'}"
     return row | {
@@ -181,16 +194,25 @@ def _row(
         "λmin ± residual": _pair(spectrum, "lambda_min", "lambda_min_residual", lane),
         "λmax ± residual": _pair(spectrum, "lambda_max", "lambda_max_residual", lane),
         "ratio": prep.short(abs(min(low, 0.0)) / high) if high > 0 else "–",
+        "|λmin| / |g|": prep.short(-min(low, 0.0) / slope)
+        if (slope := number(spectrum, "gradient_norm", lane)) > 0
+        else "–",
         "lower bound": measured("lambda_min_lower_bound"),
         "trace ± se": _pair(spectrum, "trace", "trace_stderr", lane),
         "negative energy ± se": _pair(spectrum, "negative_energy", "negative_energy_stderr", lane),
         "crossover radius": measured("crossover_radius"),
         "quadratic radius": measured("quadratic_radius"),
         mean: _pair(perturbation, "mean_increase", "mean_increase_stderr", lane, radius=radius),
-        worst: prep.short(_number(perturbation, "worst_case_increase", lane, rho=rho)),
+        worst: prep.short(number(perturbation, "worst_case_increase", lane, rho=rho)),
         "verdict": str(spectrum["verdict"].sel(lane=lane).item()),
         "evidence": _text(spectrum, "evidence", lane),
     }
+
+
+def lane_proofs(tree: xr.DataTree) -> list[Proof]:
+    """Return the proof and the error bars of every lane, in the order of :func:`lane_rows`."""
+    spectrum = _group(tree, "spectrum")
+    return [] if spectrum is None else [lane_proof(spectrum, row[0]) for row in lane_rows(tree)[1]]
 
 
 def verdict_matrix(spectra: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
@@ -205,7 +227,7 @@ def verdict_matrix(spectra: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
             if lane not in prep.all_lanes([dataset]):
                 cells.append(None)
                 continue
-            low, high = _number(dataset, "lambda_min", lane), _number(dataset, "lambda_max", lane)
+            low, high = number(dataset, "lambda_min", lane), number(dataset, "lambda_max", lane)
             value = _pair(dataset, "lambda_min", "lambda_min_residual", lane)
             ratio = prep.short(-low / high) if low < 0 < high else ""
             verdict = str(dataset["verdict"].sel(lane=lane).item())
@@ -240,25 +262,24 @@ def found_warnings(results: Mapping[str, xr.DataTree]) -> list[str]:
         if spectrum is None:
             found.append(f"{name}: no spectrum was measured, so there is no verdict.")
         elif "verdict" in spectrum:
-            consequences = {
-                "undecided": "more Lanczos steps would decide",
-                "refused": "augmentation drawn anew leaves no operator to judge",
-            }
-            for verdict, lanes in _by_verdict(spectrum, prep.all_lanes([spectrum])):
-                if lanes and verdict in consequences:
-                    found.append(f"{name}: {verdict} for {_listed(lanes)}; {consequences[verdict]}.")
+            by_verdict = dict(_by_verdict(spectrum, prep.all_lanes([spectrum])))
+            for remedy, lanes in undecided_warnings(spectrum, by_verdict["undecided"]):
+                found.append(f"{name}: undecided for {_listed(lanes)}; {remedy}.")
+            if by_verdict["refused"]:
+                refused = _listed(by_verdict["refused"])
+                found.append(f"{name}: refused for {refused}; augmentation drawn anew leaves no operator to judge.")
     return found
 
 
 def _statement(spectrum: xr.Dataset, lane: str) -> Statement:
     verdict = str(spectrum["verdict"].sel(lane=lane).item())
     low = _pair(spectrum, "lambda_min", "lambda_min_residual", lane)
-    high = prep.short(_number(spectrum, "lambda_max", lane))
-    crossover, quadratic = (prep.short(_number(spectrum, f"{key}_radius", lane)) for key in ("crossover", "quadratic"))
-    bound = prep.short(_number(spectrum, "lambda_min_lower_bound", lane))
+    high = prep.short(number(spectrum, "lambda_max", lane))
+    crossover, quadratic = (prep.short(number(spectrum, f"{key}_radius", lane)) for key in ("crossover", "quadratic"))
+    bound = prep.short(number(spectrum, "lambda_min_lower_bound", lane))
     probability = spectrum.attrs.get("lower_bound_probability")
     certain = "the stated probability" if probability is None else f"probability {float(probability):g}"
-    holds = f"holds to {quadratic}" if _number(spectrum, "quadratic_radius", lane) != 0 else "holds nowhere"
+    holds = f"holds to {quadratic}" if number(spectrum, "quadratic_radius", lane) != 0 else "holds nowhere"
     sentences = {
         "saddle": f"Its loss curves down along a direction that was found (λmin = {low}, against λmax = {high}), and this "
         f"outweighs the slope beyond radius {crossover}, inside the radius {quadratic} where the quadratic model holds.",
@@ -268,10 +289,15 @@ def _statement(spectrum: xr.Dataset, lane: str) -> Statement:
         f"above {bound} (smallest found: {low}; λmax = {high}).",
         "refused": f"No verdict: the operator changed from product to product, and its smallest Ritz value {low} belongs to "
         "no matrix.",
-        "undecided": f"The measurement does not decide: smallest eigenvalue found {low}, bound {bound} with {certain}.",
+        "undecided": f"The measurement does not decide: smallest eigenvalue found {low}, bound {bound} with {certain}; "
+        f"{why_undecided(spectrum, lane)}.",
     }
     return Statement(
-        prep.lane_label(spectrum, lane), verdict, sentences.get(verdict, ""), _text(spectrum, "evidence", lane)
+        prep.lane_label(spectrum, lane),
+        verdict,
+        sentences.get(verdict, ""),
+        _text(spectrum, "evidence", lane),
+        lane_proof(spectrum, lane),
     )
 
 
@@ -297,14 +323,8 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset | None:
     return dataset if dataset.data_vars else None
 
 
-def _number(dataset: xr.Dataset | None, variable: str, lane: str, **at: float | None) -> float:
-    if dataset is None or variable not in dataset or lane not in prep.all_lanes([dataset]) or None in at.values():
-        return float("nan")
-    return float(dataset[variable].sel({"lane": lane, **at}).item())
-
-
 def _pair(dataset: xr.Dataset | None, variable: str, error: str, lane: str, **at: float | None) -> str:
-    return prep.with_error(_number(dataset, variable, lane, **at), _number(dataset, error, lane, **at))
+    return prep.with_error(number(dataset, variable, lane, **at), number(dataset, error, lane, **at))
 
 
 def _percent(share: float) -> str:

@@ -195,9 +195,16 @@ def _exact_products(
     """Return the products of the ends (B, 2k, n) in float64 and their number per lane; None where they would say nothing new."""
     if options.certify == "own" or risk.theta.dtype == torch.float64 or not getattr(risk, "is_fixed", True):
         return None, 0
-    exact = risk.in_float64()
-    with exact.hessian(exact.theta, weights) as product:
-        return product(ends.double()), ends.shape[1]
+    try:
+        exact = risk.in_float64()
+        with exact.hessian(exact.theta, weights) as product:
+            return product(ends.double()), ends.shape[1]
+    except RuntimeError as error:  # a toy loss with float32 constants, or no memory left
+        reason = str(error).splitlines()[0]
+        raise LandscapeError(
+            f"the ends of the spectrum are certified in float64, and there the product fails ({reason}): make the loss "
+            "follow the dtype of theta, or choose certify='own'"
+        ) from error
 
 
 def _proven(risk: ClassRisk, proof: Proof, done: _Finished, name: str) -> Proof:

@@ -351,6 +351,15 @@ def test_a_loss_that_overflows_is_refused():
         AnalyticRisk(lambda x: 1 / x.abs(), torch.zeros(1))
 
 
+def test_a_loss_that_stays_in_single_precision_is_told_to_certify_its_own():
+    constants = torch.eye(3)
+    risk = AnalyticRisk(lambda x: (x @ constants @ x)[None], torch.zeros(3))
+    with pytest.raises(LandscapeError, match="choose certify='own'"):
+        measure_spectrum(risk, "all")
+    result = measure_spectrum(risk, "all", options=SpectrumOptions(certify="own"))
+    assert float(result.lambda_max[0]) == pytest.approx(2.0, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
