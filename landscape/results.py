@@ -229,9 +229,13 @@ class Journal:
         return arrays
 
     def clear(self) -> None:
-        """Remove this recipe's blocks (after the merged result was written) and the folder if nothing else is in it."""
-        for path in self.folder.glob(f"{self.digest}.*.npz"):
-            path.unlink()
+        """Remove this recipe's blocks (after the merged result was written) and the folder if nothing else is in it.
+
+        What a killed run had begun to write goes as well.
+        """
+        for pattern in (f"{self.digest}.*.npz", f".{self.digest}.*.partial"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -133,7 +133,10 @@ def test_a_file_of_others_needs_model_and_data(foreign):
 
 
 def test_calibration_uses_training_images_whatever_the_split(ours):
-    train, test = load_risk(ours).with_batchnorm("recalibrate"), load_risk(ours, split="test").with_batchnorm("recalibrate")
+    train, test = (
+        load_risk(ours).with_batchnorm("recalibrate"),
+        load_risk(ours, split="test").with_batchnorm("recalibrate"),
+    )
     assert "recalibrated on 453 examples" in str(train.attributes["batchnorm"])  # all of 453: fewer than 2000
     assert "recalibrated on 453 examples" in str(test.attributes["batchnorm"])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,14 @@ def differentiation() -> Iterator[None]:
         yield
 
 
+@cache
+def load_forward_mode() -> None:
+    """Do once what the first dual number does: compile formulas, by an interface of which PyTorch itself warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
 @contextmanager
 def random_states_kept(device: torch.device) -> Iterator[None]:
     """Put the global random states of PyTorch, NumPy and Python back after, whatever was drawn."""
@@ -121,7 +131,11 @@ def plain_checkpointing() -> Iterator[None]:
     its re-entrant form it has no second derivative. Chunks bound the memory here.
     """
     module = torch.utils.checkpoint
-    plain = {"_checkpoint_without_reentrant_generator": _keeping_everything, "CheckpointFunction": _KeepingEverything}
+    plain = {
+        "_checkpoint_without_reentrant_generator": _keeping_everything,
+        "_checkpoint_without_reentrant_generator_impl": _keeping_everything,  # its name from 2.15 on
+        "CheckpointFunction": _KeepingEverything,
+    }
     own = {name: getattr(module, name) for name in plain if hasattr(module, name)}
     try:
         for name in own:

@@ -336,17 +336,16 @@ def _log_softmax(
 
 
 def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Cross-entropy of z - z_y with a constant 0 in the place y: the same number, and derivatives without cancellation.
+    """Cross-entropy of z - z_m, z_m the largest, with a constant 0 in its place: the same number and exact derivatives.
 
-    p_y - 1 would keep no digit where an example is fitted (p_y = 1 - 1e-7 in float32), and nor would its derivative; the
-    slope is in the other classes' probabilities, which do.
+    p_m - 1 and p_m (1 - p_m) would keep no digit where an example is certain (p_m = 1 - 1e-7 in float32), be it right
+    or wrong; the slope and the curvature are in the other classes' probabilities, which do.
     """
-    if target.is_floating_point() or input.dim() < 2 or input.shape[1] < 2:
+    if input.dim() < 2 or input.shape[1] < 2:
         return functional.cross_entropy(input, target, *args, **options)
-    labels = target.unsqueeze(1)
+    largest = input.detach().argmax(1, keepdim=True)
     places = torch.arange(input.shape[1], device=input.device).view(-1, *[1] * (input.dim() - 2))
-    own = input.gather(1, labels.clamp_min(0))  # an ignored example may have a label below 0
-    shifted = (input - own).masked_fill(labels == places, 0.0)
+    shifted = (input - input.gather(1, largest)).masked_fill(largest == places, 0.0)
     given = {name: value for name, value in options.items() if name == "weight" or value not in (None, 0.0)}
     known = given.keys() <= {"weight", "ignore_index", "reduction"}
     if args or not known or torch.autograd.forward_ad._current_level < 0:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
-import warnings
 from collections.abc import Callable, MutableMapping
-from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from landscape.errors import unknown_name
+from landscape.risk.arithmetic import load_forward_mode
 from landscape.risk.kernels import TwiceDifferentiable
 
 logger = logging.getLogger(__name__)
@@ -56,14 +54,6 @@ def backward_twice(graph: Graph, vectors: Tensor, *, keep: bool = True) -> list[
     ]
 
 
-@cache
-def _load_forward_mode() -> None:
-    # The first dual number compiles formulas by an interface that PyTorch itself deprecates.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
 def backward_over_forward(
     per_example: PerExample, theta: Tensor, rows: Any, coefficients: Tensor, vectors: Tensor
 ) -> list[Tensor | None]:
@@ -72,7 +62,7 @@ def backward_over_forward(
     Costs 2.67 gradients beside the 3 of two backward passes, and keeps nothing. Raises NotImplementedError or
     RuntimeError where an operation has no forward-mode derivative.
     """
-    _load_forward_mode()
+    load_forward_mode()
     products: list[Tensor | None] = []
     for vector in vectors:
         point = theta.detach().clone().requires_grad_()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.risk import ClassRisk
-from landscape.risk.arithmetic import differentiation
+from landscape.risk.arithmetic import differentiation, load_forward_mode
 
 # Elements of one block of resamples: bounds the memory, not the result.
 BLOCK_ELEMENTS = 1 << 22
@@ -189,6 +188,8 @@ def _along_line(
     zero = torch.zeros((), dtype=theta.dtype, device=theta.device)
     one = torch.ones_like(zero)
 
+    load_forward_mode()
+
     def losses(s: Tensor) -> Tensor:
         return per_example(theta + s * direction, rows)
 
@@ -196,10 +197,7 @@ def _along_line(
         return torch.func.jvp(losses, (s,), (one,))[1]
 
     try:
-        with warnings.catch_warnings():
-            # PyTorch scripts its own derivative formulas on first use, and warns about that.
-            warnings.filterwarnings("ignore", message=r"`torch\.jit\.script`", category=DeprecationWarning)
-            return torch.func.jvp(slopes, (zero,), (one,))[1]
+        return torch.func.jvp(slopes, (zero,), (one,))[1]
     except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
         return _by_backward(per_example, theta, direction, rows)
 

@@ -209,7 +209,9 @@ def _exact_products(
 
 def _proven(risk: ClassRisk, proof: Proof, done: _Finished, name: str) -> Proof:
     """Add what all the run's vectors say about symmetry, and refuse an operator that fails late."""
-    proof = replace(proof, symmetry=float(np.fmax(proof.symmetry, done.asymmetry)))
+    norm = float(np.abs(done.ritz.values).max(initial=0.0))
+    asymmetry = done.asymmetry * (norm / max(norm, proof.size) if norm else 1.0)
+    proof = replace(proof, symmetry=float(np.fmax(proof.symmetry, asymmetry)))
     if getattr(risk, "is_fixed", True):
         require_proven({"symmetry": torch.tensor([proof.symmetry])}, [name], risk.theta.dtype)
     return proof

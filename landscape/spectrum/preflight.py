@@ -23,13 +23,15 @@ class Proof:
     repeat
         |H u - H u again| / |H u|: 0 where the bits agree.
     linearity
-        |H (u + a v) - H u - a H v| / (|H u| + a |H v|).
+        |H (u + a v) - H u - a H v| / (|H u| + a |H v|); in units of the classes' parts where those cancel.
     symmetry
-        |u'Hv - v'Hu| / (|Hu| + |Hv|) for unit vectors, over all pairs of Lanczos vectors.
+        |u'Hv - v'Hu| / (|Hu| + |Hv|) for unit vectors, over all pairs of Lanczos vectors; in the same units.
     additivity
         |H u - sum_c w_c H_c u| / sum_c |w_c H_c u|; NaN for a lane of one class.
     rounding
         Absolute rounding of a product that the linearity check saw, in units of the eigenvalues.
+    size
+        sum_c |w_c H_c u|, the curvature that a lane's rounding is relative to; 0 for a lane of one class.
     num_products
         Products spent on the classes of the lane (one pass over its data), beside the repeat and the sum.
     """
@@ -40,6 +42,7 @@ class Proof:
     additivity: float = float("nan")
     rounding: float = 0.0
     num_products: int = 0
+    size: float = 0.0
 
 
 def prove_operator(
@@ -73,26 +76,28 @@ def prove_operator(
     hu, hv = image.double(), others.double()
     size_u, size_v = torch.linalg.vector_norm(hu, dim=1), torch.linalg.vector_norm(hv, dim=1)
     tiny = math.sqrt(torch.finfo(torch.float64).tiny)  # of smaller products the squares underflow
+    sums = [_class_sum(risk, weights[b], opening[b], image[b]) for b in range(len(names))]
+    # Where classes cancel, as in the difference of two, the rounding is that of the classes.
+    parts = torch.tensor([max(size, tiny) for _, size, _ in sums], dtype=torch.float64, device=hu.device)
+    whole = torch.maximum(size_u + size_v, parts)
     defect = torch.linalg.vector_norm(mixed.double() - hu - MIXING * hv, dim=1)
     measured = {
         "repeat": torch.linalg.vector_norm(again.double() - hu, dim=1) / size_u.clamp_min(tiny),
-        "linearity": defect / (size_u + MIXING * size_v).clamp_min(tiny),
-        "symmetry": ((opening.double() * hv).sum(1) - (second.double() * hu).sum(1)).abs()
-        / (size_u + size_v).clamp_min(tiny),
+        "linearity": defect / torch.maximum(size_u + MIXING * size_v, parts),
+        "symmetry": ((opening.double() * hv).sum(1) - (second.double() * hu).sum(1)).abs() / whole,
     }
     table = {name: values.tolist() for name, values in measured.items()}
     rounding = defect.tolist()
-    proofs = []
-    for b in range(len(names)):
-        additivity, num_products = _additivity(risk, weights[b], opening[b], image[b])
-        proofs.append(
-            Proof(
-                **{key: values[b] for key, values in table.items()},
-                additivity=additivity,
-                rounding=rounding[b],
-                num_products=num_products,
-            )
+    proofs = [
+        Proof(
+            **{key: values[b] for key, values in table.items()},
+            additivity=additivity,
+            rounding=rounding[b],
+            num_products=num_products,
+            size=size,
         )
+        for b, (additivity, size, num_products) in enumerate(sums)
+    ]
     measured["additivity"] = torch.tensor([p.additivity for p in proofs], dtype=torch.float64)
     for check, values in measured.items():
         known = [b for b, value in enumerate(values.tolist()) if not math.isnan(value) or check != "additivity"]
@@ -100,14 +105,15 @@ def prove_operator(
     return proofs
 
 
-def _additivity(risk: ClassRisk, row: Tensor, vector: Tensor, product: Tensor) -> tuple[float, int]:
+def _class_sum(risk: ClassRisk, row: Tensor, vector: Tensor, product: Tensor) -> tuple[float, float, int]:
+    """Return how far a product is from the sum over its classes, relative to the parts' size; the size; products spent."""
     classes = torch.nonzero(row)[:, 0]
     if len(classes) < 2 or not getattr(risk, "is_additive", True):
-        return float("nan"), 0
+        return float("nan"), 0.0, 0
     own = torch.zeros(len(classes), len(row), dtype=torch.float64)
     own[torch.arange(len(classes)), classes] = 1.0
     parts = risk.hvps(risk.theta, own, vector.expand(len(classes), -1)).double()
     parts = row[classes].to(parts)[:, None] * parts
-    # In units of the parts: where they cancel, as in the difference of two classes, the rounding is theirs.
-    size = torch.linalg.vector_norm(parts, dim=1).sum().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
-    return float(torch.linalg.vector_norm(parts.sum(0) - product.double()) / size), 1
+    size = float(torch.linalg.vector_norm(parts, dim=1).sum())
+    error = float(torch.linalg.vector_norm(parts.sum(0) - product.double()))
+    return error / max(size, math.sqrt(torch.finfo(torch.float64).tiny)), size, 1

@@ -11,6 +11,7 @@ from torch.func import functional_call, jacrev, jvp
 from torch.nn import functional
 
 from landscape.risk import ModelRisk
+from landscape.risk.arithmetic import load_forward_mode
 from landscape.risk.kernels import TwiceDifferentiable
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -129,10 +130,8 @@ def test_graphs_of_the_replaced_functions_hold_no_batch_statistics_backward() ->
     assert ordinary <= names[1]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script:DeprecationWarning"
-)  # forward mode compiles formulas on first use
 def test_vmap_and_forward_mode_pass_through() -> None:
+    load_forward_mode()
     loss = FlatLoss(*small_networks()["images"], dtype=torch.float64, device="cpu")
     tangent = torch.linspace(-1, 1, len(loss.theta), dtype=torch.float64)
     dense = derivatives(loss, replaced=False)[2]

@@ -82,7 +82,9 @@ def digits(dtype: torch.dtype = torch.float64, counts: tuple[int, ...] = COUNTS)
     """Return images (N, 1, 8, 8) in [-1, 1] and labels (N,)."""
     images, labels = load_digits(return_X_y=True)
     rows = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(counts)])
-    return torch.tensor(images[rows], dtype=dtype).view(-1, 1, 8, 8) / 8 - 1, torch.tensor(labels[rows], dtype=torch.int64)
+    return torch.tensor(images[rows], dtype=dtype).view(-1, 1, 8, 8) / 8 - 1, torch.tensor(
+        labels[rows], dtype=torch.int64
+    )
 
 
 def tanh_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:

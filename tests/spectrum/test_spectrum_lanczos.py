@@ -124,7 +124,9 @@ def test_a_run_can_be_continued(dtype):
 
 def test_rows_in_lock_step_equal_single_runs():
     """Different operators per row, too: row b is multiplied by its own matrix."""
-    matrices = torch.stack([matrix_of(SPECTRA[name], name) for name in ("uniform", "outliers", "positive, condition 1e6")])
+    matrices = torch.stack(
+        [matrix_of(SPECTRA[name], name) for name in ("uniform", "outliers", "positive, condition 1e6")]
+    )
     starts = sphere(3, 200, stream(0, "start"))
     together = Lanczos(lambda v: torch.einsum("bij,bj->bi", matrices, v), starts)
     together.extend(20)

@@ -214,9 +214,7 @@ def test_undecided_never_asks_for_more_steps_than_there_are_dimensions():
 @pytest.mark.parametrize("rank", [1, 2, 5, 25])
 def test_a_low_rank_class_has_as_many_atoms_as_ranks(rank, dtype):
     factor = orthogonal(300)[:, :rank] * torch.linspace(1, 2, rank, dtype=torch.float64)
-    risk = AnalyticRisk(
-        lambda x: ((x @ factor.to(x.dtype)) ** 2).sum()[None] / 2, torch.zeros(300, dtype=dtype)
-    )
+    risk = AnalyticRisk(lambda x: ((x @ factor.to(x.dtype)) ** 2).sum()[None] / 2, torch.zeros(300, dtype=dtype))
     found = find_extremes(risk, torch.ones(1), SpectrumOptions(), stream(0, "low rank"))
     noise = 1e-5 * found.lambda_max
     assert found.lambda_min >= -noise
