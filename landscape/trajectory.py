@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,12 +49,15 @@ class Snapshot:
         Hash of the file.
     record
         What the checkpoint says about itself; empty for a file of others.
+    shapes
+        Those of its tensors, by name.
     """
 
     path: Path
     epoch: float | None
     sha256: str
     record: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str | Path) -> Snapshot:
@@ -64,7 +67,8 @@ class Snapshot:
         epoch = record.get("epoch")
         if isinstance(epoch, bool) or not isinstance(epoch, int | float):
             epoch = epoch_in_name(path)
-        return cls(Path(path), epoch, stored.sha256, record)
+        shapes = {n: tuple(t.shape) for n, t in stored.state_dict.items() if not n.endswith("num_batches_tracked")}
+        return cls(Path(path), epoch, stored.sha256, record, shapes)
 
 
 def epoch_in_name(path: str | Path) -> int | None:
@@ -85,11 +89,13 @@ def order_snapshots(paths: Sequence[str | Path]) -> list[Snapshot]:
     Raises
     ------
     LandscapeError
-        If a file cannot be read, or two different ones state the same epoch.
+        If a file cannot be read, two hold other tensors, or two different ones state the same epoch.
     """
     snapshots = list({s.sha256: s for s in map(Snapshot.of, paths)}.values())
+    for snapshot in snapshots[1:]:
+        _require_shapes(snapshots[0].shapes, snapshot.shapes, snapshots[0].path, snapshot.path)
     if any(s.epoch is None for s in snapshots):
-        return [Snapshot(s.path, position, s.sha256, s.record) for position, s in enumerate(snapshots)]
+        return [replace(s, epoch=position) for position, s in enumerate(snapshots)]
     snapshots.sort(key=lambda s: s.epoch or 0)
     for one, other in itertools.pairwise(snapshots):
         if one.epoch == other.epoch:
@@ -200,16 +206,22 @@ def recipe_of(snapshots: Sequence[Snapshot]) -> str:
 def _require_fit(first: _Data, other: _Data, first_path: Path, path: Path) -> None:
     """Refuse a checkpoint with other parameters or data than the first."""
     ours, theirs = (dict(zip(data.layout.names, data.layout.shapes)) for data in (first, other))
-    if ours != theirs:
-        differ = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        name = differ[0]
-        raise LandscapeError(
-            f"{path} does not fit {first_path}: '{name}' is {_shape(theirs.get(name))} there and {_shape(ours.get(name))} "
-            "here; give the checkpoints of one training"
-        )
+    _require_shapes(ours, theirs, first_path, path)
     if first[1:] != other[1:]:
         raise LandscapeError(
             f"{path} records other data than {first_path}: give the checkpoints of one training, or name the data (--dataset)"
+        )
+
+
+def _require_shapes(
+    ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Sequence[int]], first_path: Path, path: Path
+) -> None:
+    differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if differ:
+        name = differ[0]
+        raise LandscapeError(
+            f"{path} does not fit {first_path}: '{name}' is {_shape(theirs.get(name))} in the first and "
+            f"{_shape(ours.get(name))} in the second; give the checkpoints of one training"
         )
 
 

@@ -82,9 +82,7 @@ def spectrum_options(
 @app.command()
 @opt.takes(*opt.ANALYSES, spectrum_options)
 def spectrum(
-    checkpoint: Annotated[
-        list[Path], typer.Argument(metavar="CKPT...", help="One checkpoint, or those of one training.")
-    ],
+    checkpoint: Annotated[list[Path], typer.Argument(metavar="CKPT", help="One checkpoint, or those of one training.")],
     out: opt.Out,
     *,
     given: dict[str, Any],
@@ -144,7 +142,7 @@ def _require_sense(checkpoints: Sequence[Path], out: Path, given: dict[str, Any]
     wanted = [kind for kind, is_wanted in kinds.items() if is_wanted]
     if len(wanted) > 1:
         raise LandscapeError(
-            f"expected at most one of {', '.join(kinds)}, got {' and '.join(wanted)}: run the command once for each"
+            f"expected one kind of measurement, got {', and '.join(wanted)}: run the command once for each"
         )
     if given["matched"] is not None and given["matched"] < 1:
         raise LandscapeError(f"--matched: expected at least 1 draw, got {given['matched']}")
@@ -162,6 +160,26 @@ def _require_sense(checkpoints: Sequence[Path], out: Path, given: dict[str, Any]
         _require_value(given, "objective", ("own", "ce"), what, "it measures cross-entropy, whatever the training")
     if wanted and wanted[0].startswith(("--backend", "--protocol")):
         _require_value(given, "group_average", ("examples",), wanted[0], "PyHessian pools the examples of a group")
+    _require_settings(given, chosen)
+
+
+def _require_settings(given: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Refuse impossible numbers before anything is loaded, by the names that were typed."""
+    from landscape.diagnosis import choose_plan
+    from landscape.spectrum.bridge import PyHessianSettings
+
+    plan = choose_plan(given["preset"])
+    try:
+        if given["backend"] == "pyhessian":
+            PyHessianSettings(**chosen)
+        else:
+            replace(plan.spectrum, **chosen)
+    except LandscapeError as error:
+        what, colon, why = str(error).partition(":")
+        names = [name for name in SETTINGS if name in what]
+        for name in names:
+            what = what.replace(name, _flag(name))
+        raise LandscapeError(what + colon + why) from None
 
 
 def _refuse(chosen: dict[str, Any], names: Sequence[str], reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 WITHOUT_VERDICT = ("undecided", "refused")
 GROUP_LANES = ("head", "medium", "tail", "all")
+# Whose losses an escape is printed for, beside the lane's own; the figure shows all.
+ESCAPED = ("head", "tail")
+# Columns of the terminal.
+WIDTH = 118
 
 
 def print_groups(groups: Mapping[str, xr.Dataset]) -> None:
@@ -56,7 +61,7 @@ def show_groups(groups: Mapping[str, xr.Dataset]) -> None:
 
 
 def show_spectrum(dataset: xr.Dataset) -> None:
-    """Print every lane: what decides its verdict, then what lies behind it."""
+    """Print every lane: its ends and verdict, what the verdict rests on, the escapes, the density; what is missing is left out."""
     lanes = [str(name) for name in dataset.lane.values]
     show_table(
         {
@@ -71,42 +76,110 @@ def show_spectrum(dataset: xr.Dataset) -> None:
         }
     )
     say("loss, |g|: exact over the n examples; accuracy ± standard error as an estimate for the classes' population")
-    if _is_known(dataset, "lambda_min_residual"):
+    if _is_refused(dataset):
+        say(
+            "the images were redrawn at every product: lambda, trace and negative energy belong to no matrix, ± included"
+        )
+    elif _is_known(dataset, "lambda_min_residual"):
         say("lambda ± residual |Hv - lambda v| and rounding: an eigenvalue of the lane's Hessian lies within")
     else:
         say("lambda: extreme Ritz values, no error bars")
-    say("")
-    over_gradient = [_number(v) for v in _over_gradient(dataset)]
-    show_table(
-        {
-            "lane": lanes,
-            "trace": _with_errors(dataset, "trace", "trace_stderr"),
-            "negative energy": _intervals(dataset, "negative_energy"),
-            "|lmin|/|g|": over_gradient,
-            "crossover": _numbers(dataset, "crossover_radius"),
-            "quadratic": _numbers(dataset, "quadratic_radius"),
-            "v'Gv": _numbers(dataset, "gauss_newton_curvature"),
-            "v'Fv": _numbers(dataset, "functional_curvature"),
-        }
-    )
-    _explain_context(dataset)
     show_evidence(dataset)
+    for show in (_show_context, _show_escapes, _show_density):
+        show(dataset, lanes)
     say(f"{int(dataset.num_hvps.sum())} Hessian products")
 
 
-def _explain_context(dataset: xr.Dataset) -> None:
+def _show_context(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
+    """Print what verdicts rest on: the curvature beside the slope, its parts, and what other images would say."""
+    if not _is_known(dataset, "crossover_radius"):
+        return
+    has_split, has_images = (_is_known(dataset, name) for name in ("gauss_newton_curvature", "curvature_low"))
+    columns = {
+        "lane": lanes,
+        "ratio": _negative_only(dataset, _ratio(dataset)),
+        "|lmin|/|g|": _negative_only(dataset, _over_gradient(dataset)),
+        "crossover": _negative_only(dataset, _values(dataset, "crossover_radius")),
+        "quadratic": _numbers(dataset, "quadratic_radius"),
+    }
+    if has_split:
+        columns |= {
+            "v'Gv": _numbers(dataset, "gauss_newton_curvature"),
+            "v'Fv": _numbers(dataset, "functional_curvature"),
+        }
+    if has_images:
+        columns["v'Hv over images"] = _intervals(dataset, "curvature", has_value=False)
+    say("")
+    show_table(columns)
+    say(
+        "ratio: |lambda_min| / lambda_max; crossover: 2|g|/|lambda_min|, the radius beyond which curvature outweighs the"
+    )
+    say("  slope; errors as lambda_min's. quadratic: how far the loss follows its parabola along v_min, found to 9 %")
+    if has_split:
+        say("v'Gv + v'Fv = v'Hv = lambda_min: the loss's curvature (Gauss-Newton) and the network's own, to rounding")
+    if has_images:
+        say(
+            f"v'Hv over images: {_level(dataset)} interval, v_min held fixed; one that reaches 0 may not outlast other images"
+        )
+
+
+def _show_escapes(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
+    """Print what following v_min or -gradient to the quadratic radius does to the lane itself and to groups."""
+    walked = [lane for lane in lanes if float(_of(dataset, lane, "quadratic_radius")) > 0]
+    if not walked or "escape_along_v" not in dataset:
+        return
+    known = [str(name) for name in dataset.affected_lane.values]
+    columns: dict[str, list[str]] = {
+        "lane": walked,
+        "radius": [_number(_of(dataset, x, "quadratic_radius")) for x in walked],
+    }
+    for affected in ("itself", *(name for name in ESCAPED if name in known)):
+        for name, title in (("escape_along_v", "v"), ("escape_along_gradient", "-g")):
+            cells = dataset[name]
+            columns[f"{affected}, {title}"] = [
+                _number(float(cells.sel(lane=x, affected_lane=x if affected == "itself" else affected))) for x in walked
+            ]
+    say("")
+    show_table(columns)
+    say(
+        "escapes: change of the loss (- falls) at the quadratic radius along v_min's better side, and as far along -gradient;"
+    )
+    say("  exact evaluations")
+
+
+def _show_density(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
+    """Print the estimates of the whole spectrum; of a redrawn operator only what PyHessian would print, without errors."""
+    if not _is_known(dataset, "trace"):
+        return
+    if _is_refused(dataset):
+        dataset = dataset.drop_vars(
+            [name for name in dataset.data_vars if str(name).endswith(("_stderr", "_low", "_high"))]
+        )
+        dataset = dataset.drop_vars(["index_lower_bound", "negative_mass"], errors="ignore")
+    columns = {"lane": lanes, "trace": _with_errors(dataset, "trace", "trace_stderr")}
+    columns["negative energy"] = _intervals(dataset, "negative_energy")
+    if _is_known(dataset, "negative_mass"):
+        columns["negative mass"] = _intervals(dataset, "negative_mass")
+    if _is_known(dataset, "index_lower_bound"):
+        columns["index"] = [f">= {v:.0f}" if v == v else "-" for v in _values(dataset, "index_lower_bound")]
+    columns["products"] = _numbers(dataset, "num_hvps", 6)
+    say("")
+    show_table(columns)
     if _is_known(dataset, "trace_stderr"):
         say("trace ± standard error over probes, in the complement of the eigenpairs that were found")
+    else:
+        say("trace, negative energy: no error bars")
     if _is_known(dataset, "negative_energy_low"):
-        level = 100 * float(dataset.attrs["interval_level"])
-        say(f"negative energy: share of tr|H| below zero, with its {level:.0f} % interval over probes and truncation")
-    if _is_known(dataset, "crossover_radius"):
         say(
-            "crossover: radius 2|g|/|lambda_min| beyond which curvature outweighs the slope; quadratic: how far the loss"
+            f"negative energy: share of tr|H| below zero, with its {_level(dataset)} interval over probes and truncation"
         )
-        say("  follows its parabola along v_min")
-    if _is_known(dataset, "gauss_newton_curvature"):
-        say("v'Gv + v'Fv = v'Hv = lambda_min: the loss's curvature (Gauss-Newton) and the network's own")
+    if "negative mass" in columns:
+        share = 100 * float(dataset.attrs.get("option_threshold", 0.01))
+        say(
+            f"negative mass: share of the eigenvalues below -{share:g} % of lambda_max, with its {_level(dataset)} interval"
+        )
+    if "index" in columns:
+        say("index: the Hessian has at least so many negative eigenvalues")
 
 
 def show_evidence(dataset: xr.Dataset) -> None:
@@ -118,7 +191,8 @@ def show_evidence(dataset: xr.Dataset) -> None:
         if verdict in WITHOUT_VERDICT:
             reasons.setdefault((str(verdict), str(evidence)), []).append(str(lane))
     for (verdict, evidence), lanes in reasons.items():
-        say(f"{verdict} ({', '.join(lanes)}): {evidence}")
+        text = f"{verdict} ({', '.join(lanes)}): {evidence}"
+        say("\n".join(textwrap.wrap(text, WIDTH, subsequent_indent="  ")))
 
 
 def show_trajectory(dataset: xr.Dataset) -> None:
@@ -223,6 +297,10 @@ def _is_known(dataset: xr.Dataset, name: str) -> bool:
     return bool((values == values).any())
 
 
+def _is_refused(dataset: xr.Dataset) -> bool:
+    return bool((dataset.verdict == "refused").any())
+
+
 def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if value == value else "-"
 
@@ -236,9 +314,24 @@ def _with_errors(dataset: xr.Dataset, name: str, *errors: str) -> list[str]:
     return [with_error(float(v), float(e)) for v, e in zip(_values(dataset, name), total)]  # type: ignore[arg-type]
 
 
-def _intervals(dataset: xr.Dataset, name: str) -> list[str]:
-    rows: Sequence[Any] = list(zip(*(_values(dataset, name + end) for end in ("", "_low", "_high"))))
-    return [f"{v:.3g} [{low:.3g}, {high:.3g}]" if low == low else _number(v) for v, low, high in rows]
+def _intervals(dataset: xr.Dataset, name: str, *, has_value: bool = True) -> list[str]:
+    low, high = (_values(dataset, name + end) for end in ("_low", "_high"))
+    values = _numbers(dataset, name) if has_value else [""] * len(low)
+    cells = [f"{v} [{_number(a)}, {_number(b)}]" if a == a else v or "-" for v, a, b in zip(values, low, high)]
+    return [cell.strip() for cell in cells]
+
+
+def _negative_only(dataset: xr.Dataset, values: Any) -> list[str]:
+    """Return numbers that only mean something where lambda_min is negative; a dash elsewhere."""
+    return [_number(float(v)) if low < 0 else "-" for v, low in zip(values, _values(dataset, "lambda_min"))]
+
+
+def _of(dataset: xr.Dataset, lane: str, name: str) -> float:
+    return float(dataset[name].sel(lane=lane)) if name in dataset else float("nan")
+
+
+def _level(dataset: xr.Dataset) -> str:
+    return f"{100 * float(dataset.attrs['interval_level']):g} %"
 
 
 def _ratio(dataset: xr.Dataset) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -94,12 +95,33 @@ def show_table(columns: Mapping[str, Sequence[str]]) -> None:
 
 
 def with_error(value: float, error: float) -> str:
-    """Return ``value ± error`` with the value to the digit that the error allows (six at most)."""
+    """Return ``value ± error``: the error with one digit, the value down to that digit (two to six significant ones).
+
+    Examples
+    --------
+    >>> with_error(-0.03605, 0.021), with_error(1150.2, 93.0), with_error(9.0462134, 3.1e-6), with_error(2.5, 0.0)
+    ('-0.036 ± 0.02', '1150 ± 90', '9.04621 ± 3e-06', '2.5 ± 0')
+    """
     if value != value:
         return "-"
-    if error != error:
-        return f"{value:.4g}"
-    return f"{value:.4g} ± {error:.1g}"
+    if not (error > 0 and math.isfinite(error)) or not math.isfinite(value):
+        return f"{value:.4g}" if error != error else f"{value:.4g} ± {error:g}"
+    last = _exponent(float(f"{error:.1g}"))
+    digits = min(max(_exponent(value) - last + 1, 2), 6) if value else 1
+    return f"{_fixed(value, digits)} ± {_fixed(error, 1)}"
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else 0
+
+
+def _fixed(value: float, digits: int) -> str:
+    """Return a number with so many significant digits, without an exponent where it stays short."""
+    value = float(f"{value:.{digits - 1}e}")
+    exponent = _exponent(value)
+    if not -4 <= exponent < 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}"
 
 
 def print_json(content: Any) -> None:
