@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from landscape.spectrum import SpectrumOptions, find_extremes, measure_spectrum
 from landscape.surface import cosine, measure_surface, orthogonal_to
 
 Progress = Callable[[int, int, str], None]
+
+ANALYSES = ("spectrum", "perturbation", "surface")
 
 
 @dataclass(frozen=True)
@@ -338,10 +340,13 @@ class Estimate:
     num_products: int
 
 
-def estimate_cost(risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None) -> Estimate:
+def estimate_cost(
+    risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None, *, parts: Collection[str] = ANALYSES
+) -> Estimate:
     """Time one evaluation and one Hessian product of every lane, and count how many of them a plan needs.
 
-    The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``.
+    The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``. ``parts`` are those of ``ANALYSES`` that
+    are to be run.
     """
     chosen = lanes_of(risk, lanes)
     theta = risk.theta
@@ -357,11 +362,15 @@ def estimate_cost(risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None) 
         product(vector[None, None])
         product_seconds = (time.perf_counter() - start) * sum(chosen.num_examples) / max(chosen.num_examples)
     options, perturbation = plan.spectrum, plan.perturbation
-    products = min(TYPICAL_STEPS, options.max_steps) + options.num_probes * options.num_steps
-    evaluations = perturbation.num_draws * (len(perturbation.radii) + len(perturbation.sigmas))
-    evaluations += plan.line_points * plan.line_pairs + plan.plane_points**2 + plan.eigen_points**2
     lane_passes = sum(chosen.num_examples) / max(int(risk.class_counts.sum()), 1)
-    evaluations += round(lane_passes * (4 * perturbation.ascent_steps * len(perturbation.rhos) + 20))
+    products, evaluations = _products(options) if "spectrum" in parts else 0, 0
+    if "spectrum" in parts:
+        evaluations += round(lane_passes * 20)  # walks
+    if "perturbation" in parts:
+        evaluations += perturbation.num_draws * (len(perturbation.radii) + len(perturbation.sigmas))
+        evaluations += round(lane_passes * 4 * perturbation.ascent_steps * len(perturbation.rhos))
+    if "surface" in parts:
+        evaluations += plan.line_points * plan.line_pairs + plan.plane_points**2 + plan.eigen_points**2
     graph = getattr(risk, "_bytes_per_example", 0) * 2 * max(chosen.num_examples)
     graph = min(graph, getattr(risk, "memory_budget", graph))
     basis = (options.max_steps + options.num_probes * (options.num_steps + options.max_steps)) * len(theta)
@@ -371,6 +380,16 @@ def estimate_cost(risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None) 
         num_evaluations=evaluations,
         num_products=products,
     )
+
+
+def _products(options: SpectrumOptions) -> int:
+    """Return about how many Hessian products a lane takes."""
+    if options.budget is not None and options.until == "converged":
+        return options.budget
+    extremes = options.overhead + min(TYPICAL_STEPS, options.longest_run)
+    if options.until == "verdict":
+        return extremes
+    return extremes + 2 * options.num_traces + options.num_probes * options.num_steps
 
 
 def capped(plan: Plan, image_pixels: int, max_per_class: int | None) -> Plan:

@@ -220,8 +220,8 @@ def _require_shapes(
     if differ:
         name = differ[0]
         raise LandscapeError(
-            f"{path} does not fit {first_path}: '{name}' is {_shape(theirs.get(name))} in the first and "
-            f"{_shape(ours.get(name))} in the second; give the checkpoints of one training"
+            f"{path} does not fit {first_path}: its '{name}' is {_shape(theirs.get(name))}, expected "
+            f"{_shape(ours.get(name))}; give the checkpoints of one training"
         )
 
 

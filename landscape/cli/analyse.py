@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from landscape.diagnosis import Plan
     from landscape.loading import CheckpointSource
     from landscape.pipeline import Prepared
     from landscape.risk import ClassRisk
@@ -143,7 +144,10 @@ def perturb(
         options = replace(ready.plan.perturbation, **changed)
         return {"perturbation": measure_perturbation(ready.risk, lanes, options=options, **shared)}
 
-    groups = measure_groups(checkpoint, out, given, measure, changed)
+    def adapt(plan: Plan) -> Plan:
+        return replace(plan, perturbation=replace(plan.perturbation, **changed))
+
+    groups = measure_groups(checkpoint, out, given, measure, changed, cost={"part": "perturbation", "adapt": adapt})
     if groups is None:
         return
     dataset = groups["perturbation"]
@@ -226,6 +230,14 @@ def surface(
         )
         return {group: dataset}
 
+    def adapt(plan: Plan) -> Plan:
+        points = plan.line_points if kind == "line" else plan.plane_points
+        total = (points if alphas is None else len(alphas)) * (
+            1 if kind == "line" else points if betas is None else len(betas)
+        )
+        pairs = num_pairs or (plan.line_pairs if kind == "line" else 1)
+        return replace(plan, line_points=total, line_pairs=pairs, plane_points=0, eigen_points=0)
+
     recipe: dict[str, Any] = {
         "kind": kind,
         "directions": directions,
@@ -236,7 +248,9 @@ def surface(
     }
     other = [] if directions == "random" or directions.startswith("eigen:") else [Path(directions)]
     recipe["other"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other if path.is_file()]
-    groups = measure_groups(checkpoint, out, given, measure, recipe, inputs=other)
+    groups = measure_groups(
+        checkpoint, out, given, measure, recipe, inputs=other, cost={"part": "surface", "adapt": adapt}
+    )
     if groups is None:
         return
     dataset = groups[group]

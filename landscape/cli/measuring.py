@@ -14,6 +14,7 @@ from landscape.cli.terminal import ProgressLine, show_estimate
 if TYPE_CHECKING:
     import xarray as xr
 
+    from landscape.diagnosis import Plan
     from landscape.loading import CheckpointSource
     from landscape.pipeline import AnalysisSpec, Prepared
 
@@ -21,15 +22,24 @@ if TYPE_CHECKING:
 Measure = Callable[["Prepared", Any, dict[str, Any]], "dict[str, xr.Dataset]"]
 
 
-def estimate(source: CheckpointSource, spec: AnalysisSpec, as_json: bool, *, num_checkpoints: int = 1) -> None:
-    """Print the estimated time and memory of an analysis (of the first of several checkpoints, times their number)."""
-    from landscape.diagnosis import estimate_cost
+def estimate(
+    source: CheckpointSource,
+    spec: AnalysisSpec,
+    as_json: bool,
+    *,
+    part: str | None = None,
+    adapt: Callable[[Plan], Plan] | None = None,
+    num_times: int = 1,
+) -> None:
+    """Print the estimated time and memory of all analyses, or of one with the plan adapted to its options."""
+    from landscape.diagnosis import ANALYSES, estimate_cost
     from landscape.pipeline import prepare
 
     ready = prepare(source, spec)
-    cost = estimate_cost(ready.risk, ready.plan, spec.lanes)
-    what = f"analysis of {Path(source.path).name}" + (f", {num_checkpoints} times" if num_checkpoints > 1 else "")
-    show_estimate({what: (num_checkpoints * cost.seconds, cost.bytes)}, as_json=as_json)
+    plan = adapt(ready.plan) if adapt is not None else ready.plan
+    cost = estimate_cost(ready.risk, plan, spec.lanes, parts=ANALYSES if part is None else (part,))
+    what = f"{part or 'analysis'} of {Path(source.path).name}" + (f", {num_times} times" if num_times > 1 else "")
+    show_estimate({what: (num_times * cost.seconds, cost.bytes)}, as_json=as_json)
 
 
 def measure_groups(
@@ -40,18 +50,19 @@ def measure_groups(
     recipe: Mapping[str, Any],
     *,
     inputs: Sequence[Path] = (),
+    cost: Mapping[str, Any] | None = None,
 ) -> dict[str, xr.Dataset] | None:
     """Run a measurement with a journal beside OUT and write its groups to OUT; None after a dry run.
 
     ``recipe`` is what decides the numbers beside the checkpoint and the common options; ``inputs`` are further files that
-    are read.
+    are read; ``cost`` are options of :func:`estimate`.
     """
     from landscape.pipeline import prepare
     from landscape.results import Journal, save_results
 
     source, spec = opt.checkpoint_source(checkpoint, given), opt.analysis_spec(given)
     if given["dry_run"]:
-        estimate(source, spec, given["as_json"], num_checkpoints=recipe.get("num_checkpoints", 1))
+        estimate(source, spec, given["as_json"], **(cost or {}))
         return None
     folder = out.with_name(f"{out.name}.journal")
     with writing_to(out, is_file=True, inputs=[checkpoint, *inputs], parts=[folder.name]):

@@ -104,7 +104,7 @@ def spectrum(
 
         snapshots = order_snapshots(checkpoint)
         first = snapshots[0].path
-        recipe |= {"snapshots": recipe_of(snapshots), "num_checkpoints": len(snapshots)}
+        recipe |= {"snapshots": recipe_of(snapshots)}
         if len(snapshots) < len(checkpoint):
             note(f"{len(checkpoint) - len(snapshots)} of {len(checkpoint)} files hold the same weights as another")
 
@@ -117,7 +117,12 @@ def spectrum(
             return _as_released(ready, given, chosen, lanes=lanes, shared=shared)
         return _ours(ready, given, chosen, lanes=lanes, shared=shared)
 
-    groups = measure_groups(first, out, given, measure, recipe, inputs=checkpoint)
+    cost = {
+        "part": "spectrum",
+        "adapt": lambda plan: replace(plan, spectrum=replace(plan.spectrum, **chosen)),
+        "num_times": max(len(snapshots), 1 + (given["matched"] or 0)),
+    }
+    groups = measure_groups(first, out, given, measure, recipe, inputs=checkpoint, cost=cost)
     if groups is None:
         return
     pictures = _draw(groups, out) if set(groups) != {"spectrum"} else []
@@ -158,6 +163,9 @@ def _require_sense(checkpoints: Sequence[Path], out: Path, given: dict[str, Any]
         what = "--protocol saddle-longtail"
         _require_value(given, "augment", ("none",), what, "it draws the images anew itself")
         _require_value(given, "objective", ("own", "ce"), what, "it measures cross-entropy, whatever the training")
+    if given["dry_run"] and wanted and (wanted[0].startswith(("--backend", "--protocol")) or given["layers"]):
+        what = "--layers" if given["layers"] else wanted[0]
+        raise LandscapeError(f"--dry-run: expected a measurement whose cost is known, got {what}; leave either out")
     if wanted and wanted[0].startswith(("--backend", "--protocol")):
         _require_value(given, "group_average", ("examples",), wanted[0], "PyHessian pools the examples of a group")
     _require_settings(given, chosen)

@@ -248,16 +248,20 @@ def show_layers(dataset: xr.Dataset) -> None:
 
 def show_matched(dataset: xr.Dataset) -> None:
     """Print each lane with every class on equally many images, beside all its images."""
+    whole = dataset.num_examples_full.values == dataset.num_examples.values  # every draw is the same images
     columns = {"lane": [str(name) for name in dataset.lane.values]}
     columns["n"] = [str(n) for n in dataset.num_examples_full.values]
     columns["matched n"] = [str(n) for n in dataset.num_examples.values]
     for key, title in (("lambda_min", "lambda_min"), ("lambda_max", "lambda_max"), ("gradient_norm", "|g|")):
-        columns[title] = _numbers(dataset, f"{key}_full")
-        columns[f"{title}, matched"] = _with_errors(dataset, f"{key}_mean", f"{key}_stderr")
+        full, drawn = _numbers(dataset, f"{key}_full"), _with_errors(dataset, f"{key}_mean", f"{key}_stderr")
+        columns[title] = full
+        columns[f"{title}, matched"] = ["the same" if same else cell for same, cell in zip(whole, drawn)]
     show_table(columns)
-    say(
-        f"matched: mean ± standard error over {dataset.sizes['draw']} draws of {dataset.attrs['size']} images per class"
-    )
+    draws, size = dataset.sizes["draw"], dataset.attrs["size"]
+    errors = "mean ± standard error over draws" if draws > 1 else "one draw, no error bars"
+    say(f"matched: {size} images of every class, {draws} draws without replacement; {errors}")
+    if whole.any():
+        say("the same: the class has no more images, so every draw holds all of them")
 
 
 def show_released(dataset: xr.Dataset) -> None:
