@@ -58,6 +58,8 @@ def plot_layers(
     for key, label in _LAYER_ROWS:
         drawn = {name: _layer_marks(dataset, key, chosen, looks, named) for name, dataset in data.items()}
         y = value_axis(label, [mark for marks in drawn.values() for mark in marks])
+        if key == "negative_energy" and y.scale == "linear" and y.limits is not None:  # a share is never negative
+            y = Axis(label, limits=(-0.08 * y.limits[1], y.limits[1]))
         row: list[Panel | None] = []
         for name, dataset in data.items():
             is_last = key == _LAYER_ROWS[-1][0]
@@ -71,7 +73,7 @@ def plot_layers(
     size = (min(max(5.2, 0.26 * widest + 1.0), 12.0) if len(data) == 1 else 4.4, 1.5)
     note = (
         "Layers in the order of the network. λmin of a block is at least that of the whole, λmax at most; traces add up. "
-        "Bars: residual (λ), standard error (trace), 95 % interval (negative energy)."
+        "Bars: residual and rounding (λ), standard error (trace), 95 % interval (negative energy)."
     )
     return render(
         Picture("Spectrum layer by layer", tuple(rows), prep.scale_card(data), note, panel_size=size), backend
@@ -99,7 +101,8 @@ def _error(at: xr.Dataset, key: str) -> Array | None:
     """Return the error bars (2, k) of a variable, zero where none is known."""
     values = at[key].values
     if f"{key}_residual" in at:
-        both = np.stack([at[f"{key}_residual"].values] * 2)
+        rounding = np.nan_to_num(at["noise_floor"].values) if "noise_floor" in at else 0.0
+        both = np.stack([at[f"{key}_residual"].values + rounding] * 2)
     elif key == "negative_energy" and f"{key}_low" in at:
         both = np.stack([values - at[f"{key}_low"].values, at[f"{key}_high"].values - values])
     elif f"{key}_stderr" in at:
@@ -148,8 +151,8 @@ def plot_matched(
     size = first.attrs.get("size", "")
     note = (
         f"Every class cut down to {size or 'the same number of'} images, drawn without replacement: small marks are draws, "
-        "filled ones their mean ± standard error, hollow ones all images. What differs between head and tail at one size "
-        "is not the sample size."
+        "filled ones their mean ± standard error, hollow ones all images. A class that has no more images is the same in "
+        "every draw. What differs between head and tail at one size, beyond the errors, is not the sample size."
     )
     title = "Head against tail at matched sample size"
     picture = Picture(

@@ -23,8 +23,8 @@ from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from landscape.figures import picture as pic
-from landscape.figures.preparation import short
-from landscape.figures.style import COLOUR_MAP, FONT, GRID, INK, MISSING, MUTED, PAPER
+from landscape.figures.preparation import log_ticks, short
+from landscape.figures.style import COLOUR_MAP, FEW_DECADES, FONT, GRID, INK, MISSING, MUTED, PAPER
 
 _DASHES: dict[str, Any] = {
     "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4)), "dashdot": (0, (5, 1.5, 1, 1.5)), "longdash": (0, (9, 2)),
@@ -256,6 +256,10 @@ def _finish_axis(axis: Axes, name: str, setting: pic.Axis) -> None:
         target.set_minor_locator(NullLocator())
     elif setting.scale == "log":
         target.set_minor_formatter(NullFormatter())
+        if setting.limits is not None and setting.limits[1] < FEW_DECADES * setting.limits[0]:
+            ticks = log_ticks(*setting.limits)
+            target.set_major_locator(FixedLocator(ticks))
+            target.set_major_formatter(FixedFormatter([short(tick) for tick in ticks]))
     if setting.categories:
         target.set_major_locator(FixedLocator(list(range(len(setting.categories)))))
         target.set_major_formatter(FixedFormatter([_plain(text) for text in setting.categories]))

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from landscape.figures import picture as pic
-from landscape.figures.preparation import short
-from landscape.figures.style import GRID, INK, MISSING, MUTED, PAPER, with_alpha
+from landscape.figures.preparation import log_ticks, short
+from landscape.figures.style import FEW_DECADES, GRID, INK, MISSING, MUTED, PAPER, with_alpha
 
 _MARKERS = {
     "circle": "circle", "square": "square", "triangle": "triangle-up", "diamond": "diamond", "cross": "cross", "x": "x",
@@ -292,6 +292,8 @@ def _finish_plane(place: _Place, linked: bool, height: float) -> None:
             decades = math.log10(setting.limits[1] / setting.limits[0]) if setting.limits is not None else 1.0
             room = height / 26 if name == "y" else 5
             options.update(type="log", dtick=max(1, math.ceil(decades / room)), exponentformat="power")
+            if setting.limits is not None and setting.limits[1] < FEW_DECADES * setting.limits[0]:
+                options["tickvals"] = log_ticks(*setting.limits)
         if setting.limits is not None:
             options["range"] = [_position(setting, limit) for limit in setting.limits]
         if setting.scale == "symlog" and setting.limits is not None:

@@ -229,7 +229,7 @@ def colour_scale(arrays: Iterable[Any], label: str, *, num_levels: int = 15, log
         log = log and low > 0
     if log:
         levels = np.geomspace(low, high, num_levels)
-        return ColourScale(label, low, high, True, tuple(levels.tolist()), tuple(_log_ticks(low, high)))
+        return ColourScale(label, low, high, True, tuple(levels.tolist()), tuple(log_ticks(low, high)))
     step = _nice_step((high - low) / (num_levels - 1))
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     levels = np.round(np.arange(start, stop + 1) * step, 12)
@@ -292,7 +292,8 @@ def _nice_step(raw: float) -> float:
     return next(factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic range: decades, or finer where there are fewer than four of them; at most about seven."""
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
         decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         ticks = [factor * 10.0**k for k in decades for factor in factors if low <= factor * 10.0**k <= high]

@@ -21,6 +21,10 @@ COLOUR_MAP = "viridis"
 FONT = "DejaVu Sans"
 
 
+# A logarithmic axis with a smaller quotient of its ends has ticks between the decades.
+FEW_DECADES = 50.0
+
+
 @dataclass(frozen=True)
 class Look:
     """How one thing is drawn everywhere: a colour, a line style, a marker, a hatch."""

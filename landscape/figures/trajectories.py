@@ -176,7 +176,7 @@ def _axis(label: str, values: Array) -> Axis:
     edges = symlog(np.array([low, high]), within)
     margin = 0.1 * max(edges[1] - edges[0], 0.5)
     bottom, top = symlog_inverse(edges + np.array([-margin, margin]), within).tolist()
-    return Axis(label, "symlog", (bottom, top), float(within))
+    return Axis(f"{label}\n(linear within ±{within:g})", "symlog", (bottom, top), float(within))
 
 
 def _stages(trajectory: xr.Dataset) -> list[tuple[str, float, str]]:
