@@ -20,6 +20,8 @@ Matvec = Callable[[Tensor], Tensor]
 # A coupling below this many units of rounding of |H| is breakdown: the Krylov space is exhausted. A larger factor
 # (sqrt(eps), say) would fire on legitimate small couplings, a zero test never fires in float32.
 BREAKDOWN_EPS = 64.0
+# Vectors shorter than this have no norm in float64; divided by it, they stay bounded.
+SMALLEST_NORM = float(torch.finfo(torch.float64).tiny) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,14 @@ class Lanczos:
         self.rows = list(range(len(starts)))
         self.place = basis
         self._eps = torch.finfo(starts.dtype).eps
-        self._tiny = torch.finfo(starts.dtype).tiny
         self._basis = make_basis(basis, starts, most_vectors)
         self._basis.reserve(1)
         vectors = starts.unsqueeze(1)
-        whole = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+        whole = _norms(vectors)
         for _ in range(2):
             vectors = self._deflate(vectors)
-        norm = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
-        torch.div(vectors, norm.clamp_min(self._tiny), out=self._basis.slot(0))
+        norm = _norms(vectors)
+        torch.div(vectors, norm.clamp_min(SMALLEST_NORM), out=self._basis.slot(0))
         self._current = self._basis.settle(0)
         # An empty complement (everything deflated) leaves rounding only.
         self._is_alive = (norm > BREAKDOWN_EPS * self._eps * whole)[:, 0, 0]
@@ -138,9 +139,9 @@ class Lanczos:
             vectors = self._matvec(self._current.squeeze(1)).unsqueeze(1)
             vectors, first = self._basis.project(self._deflate(vectors), count)
             vectors, second = self._basis.project(self._deflate(vectors), count)
-            norm = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+            norm = _norms(vectors)
             # After breakdown the norm is rounding, or zero: what follows is cut off when the couplings are read.
-            torch.div(vectors, norm.clamp_min(self._tiny), out=self._basis.slot(count))
+            torch.div(vectors, norm.clamp_min(SMALLEST_NORM), out=self._basis.slot(count))
             self._current = self._basis.settle(count)
             self._pending.append((first, second, norm))
         self.num_steps += num_steps
@@ -296,6 +297,11 @@ class Lanczos:
                 again.extend(1)
             out += factors[:, step, :, None] * again._current
         return out
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Return (B, 1, 1) float64: in float32 the squares of a fitted class's curvatures (1e-20, say) underflow to zero."""
+    return torch.linalg.vector_norm(vectors, dim=2, keepdim=True, dtype=torch.float64)
 
 
 def sphere(num_vectors: int, size: int, generator: torch.Generator) -> Tensor:
