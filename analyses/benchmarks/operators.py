@@ -25,6 +25,7 @@ from landscape.randomness import stream
 from landscape.risk import ModelRisk
 from landscape.risk.augmented import RedrawnRisk
 from landscape.spectrum import SpectrumOptions, measure_spectrum
+from landscape.spectrum.lanczos import sphere
 
 ADDITIVE = {torch.float32: 1e-6, torch.float64: 1e-12}
 DENSE = 1e-10
@@ -52,9 +53,9 @@ def additivity_rows(name: str, risk: ModelRisk) -> Iterator[Row]:
         counts = same.class_counts.double()
         shares = (counts / counts.sum())[None]
         every = torch.eye(len(counts), dtype=torch.float64)
-        draws = [torch.randn(len(same.theta), generator=stream(k, "additivity"), dtype=torch.float64) for k in range(NUM_VECTORS)]
-        vectors = torch.stack([v / v.norm() for v in draws]).to(same.theta)
-        whole = plain_hessian(same)
+        size = len(same.theta)
+        vectors = torch.cat([sphere(1, size, stream(k, "additivity")) for k in range(NUM_VECTORS)]).to(same.theta)
+        whole = PlainHessian(same)
         plain = whole(vectors)
         moved = _distance(whole(vectors, flipped=True), plain)
         for chunk_size in (None, RAGGED):
@@ -66,10 +67,10 @@ def additivity_rows(name: str, risk: ModelRisk) -> Iterator[Row]:
             summed, sizes = parts.sum(0), torch.linalg.vector_norm(parts, dim=2).sum(0)
             in_parts = float(((summed - total).norm(dim=1) / sizes).max())
             dtype = str(same.dtype).removeprefix("torch.")
-            images = f"{int(counts.min())} to {int(counts.max())}" if counts.min() < counts.max() else f"{int(counts[0])}"
+            images = " to ".join(f"{c}" for c in sorted({int(counts.min()), int(counts.max())}))
             case = f"{name}, {dtype}, {images} images per class" + (f", {chunk_size} per pass" if chunk_size else "")
-            how = f"|sum_c (n_c / N) H_c v - H v| / |H v|, largest of {NUM_VECTORS} random v; {in_parts:.1e} in units of "
-            how += "sum_c |(n_c / N) H_c v|, those of the pre-flight"
+            how = f"|sum_c (n_c / N) H_c v - H v| / |H v|, largest of {NUM_VECTORS} random v; "
+            how += f"{in_parts:.1e} in units of sum_c |(n_c / N) H_c v|, those of the pre-flight"
             error = _distance(summed, total)
             yield Row.at_most("class additivity", case, target=ADDITIVE[same.dtype], measured=error, how=how)
             how = "the sum against plain double backward through all images at once; that product itself moves by "
@@ -84,7 +85,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float(((left - right).norm(dim=1) / right.norm(dim=1)).max())
 
 
-class plain_hessian:  # noqa: N801
+class PlainHessian:
     """v -> Hv of the mean cross-entropy over all examples by PyTorch's own double backward."""
 
     def __init__(self, risk: ModelRisk) -> None:
@@ -240,7 +241,8 @@ def coverage_rows() -> Iterator[Row]:
     """Check the six that the peers divide among themselves."""
     errors = {name: coverage_error(name) for name in COVERAGE}
     right = sum(error <= DENSE for error in errors.values())
-    how = f"products within {DENSE:g} of the dense Hessian, float64: " + ", ".join(f"{k} {v:.0e}" for k, v in errors.items())
+    how = f"products within {DENSE:g} of the dense Hessian, float64: "
+    how += ", ".join(f"{k} {v:.0e}" for k, v in errors.items())
     yield Row.all_of("coverage", "small networks", measured=right, total=len(COVERAGE), how=how)
 
 
