@@ -260,10 +260,23 @@ def short(value: float) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """Return ``value ± error``, the error with one digit; nothing after the value where the error is not recorded."""
+    """Return ``value ± error``: the error with one digit, the value to it; no error where it is not recorded.
+
+    Examples
+    --------
+    >>> with_error(-100.4871, 0.07), with_error(2.4, 0.3), with_error(2.4, float("nan"))
+    ('−100.49 ± 0.07', '2.4 ± 0.3', '2.4')
+    """
     if not math.isfinite(value):
         return "–"
-    return f"{short(value)} ± {short(float(f'{error:.1g}'))}" if math.isfinite(error) else short(value)
+    if not math.isfinite(error):
+        return short(value)
+    text = short(value)
+    if error > 0 and 1e-3 <= abs(value) < 1e5:
+        digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(float(f"{error:.1g}"))) + 1
+        if digits > 3:
+            text = f"{value:.{min(digits, 6)}g}".replace("-", "−")
+    return f"{text} ± {short(float(f'{error:.1g}'))}"
 
 
 def interval(low: float, high: float) -> str:

@@ -137,7 +137,7 @@ def plot_released_protocol(
         arrange(panels, rows, columns, "eigenvalue λ (linear within ±1, then log)"),
         prep.scale_card({"ours": ours}, lanes=chosen),
         note,
-        panel_size=(3.2, 2.5),
+        panel_size=(3.5, 2.5),
         linked=True,
     )
     return render(picture, backend)

@@ -79,7 +79,12 @@ def test_groups_differ_without_colour():
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "text"), [(-38.312, 0.0021, "−38.3 ± 0.002"), (5.0, math.nan, "5"), (math.nan, 1.0, "–")]
+    ("value", "error", "text"), [(-38.312, 0.0021, "−38.312 ± 0.002"), (5.0, math.nan, "5"), (math.nan, 1.0, "–")]
 )
 def test_numbers_are_written_for_readers(value, error, text):
     assert prep.with_error(value, error) == text
+
+
+def test_a_short_logarithmic_range_has_ticks_between_decades():
+    assert prep.log_ticks(0.02, 0.5) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5])
+    assert prep.log_ticks(1e-3, 1e4) == pytest.approx([10.0**k for k in range(-3, 5)])
