@@ -1,7 +1,7 @@
 """Hessian spectra per lane: Lanczos, quadrature, certificates, verdict."""
 
 from landscape.spectrum.certificate import VERDICTS
-from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.ends import Extremes
 from landscape.spectrum.lanczos import Lanczos
 from landscape.spectrum.lane import find_extremes
 from landscape.spectrum.measure import extreme_directions, measure_spectrum

@@ -13,7 +13,7 @@ from landscape.randomness import numpy_stream
 from landscape.risk import ClassRisk
 from landscape.spectrum.bootstrap import bootstrap_mean, most_negative, per_example_curvatures
 from landscape.spectrum.certificate import Evidence, is_negative, lower_bound, steps_to_exclude
-from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.ends import Extremes
 from landscape.spectrum.lanczos import BREAKDOWN_EPS
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.walk import smallest_radius, walk_both_ways

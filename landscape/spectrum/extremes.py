@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,118 +15,14 @@ from landscape.risk.examples import available_memory
 from landscape.risk.preflight import require_proven
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.basis import BasisPlace
-from landscape.spectrum.certificate import is_certified_negative, lower_bound, tighter_error
+from landscape.spectrum.certificate import is_certified_negative, lower_bound
+from landscape.spectrum.ends import NOISE_EPS, Extremes, Finished, certify, exact_products
 from landscape.spectrum.lanczos import Lanczos, RitzPairs
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.preflight import Proof, prove_operator
 
-# Rounding of a product that no second evaluation can see, in units of eps |H|.
-NOISE_EPS = 8.0
-# The square root of the smallest normal number.
-UNDERFLOW = float(torch.finfo(torch.float64).tiny) ** 0.5
 # Steps between two looks at the convergence of the extreme run.
-LOOK_EVERY = 4
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """Both ends of one lane's spectrum with their vectors.
-
-    Attributes
-    ----------
-    values_low, values_high
-        (k,) Rayleigh quotients of the lowest and highest Ritz vectors, outermost first: the true extremes lie at or
-        beyond the first of each.
-    residuals_low, residuals_high
-        (k,) |H v - lambda v| of unit vectors, from an explicit product, in float64 unless ``certify="own"``.
-    errors_low, errors_high
-        (k,) how far an eigenvalue may be: the residual, or residual^2 over the gap to the next Ritz value if smaller.
-    vectors_low, vectors_high
-        (k, n) unit vectors.
-    noise
-        Rounding of a product, in the precision of the certificate.
-    precision_gap
-        |H v - H' v| of the run's products against the certificate's: what the run's own precision does to H.
-    ritz
-        All Ritz pairs of the run; ``space`` (m, n) is their orthonormal basis, empty where none was kept.
-    num_steps, num_plain_steps, num_hvps
-        Length of the run, its steps before the first restart (those that the bound counts), products spent; a basis that
-        was not kept costs the run again.
-    is_random_start
-        Whether the run began at random: only then does the bound hold.
-    proof
-        What the checks of the operator found.
-    asymmetry, orthogonality
-        Defects of the run, relative to |H|, and |Q'Q - I|.
-    """
-
-    values_low: np.ndarray
-    values_high: np.ndarray
-    residuals_low: np.ndarray
-    residuals_high: np.ndarray
-    errors_low: np.ndarray
-    errors_high: np.ndarray
-    vectors_low: Tensor
-    vectors_high: Tensor
-    noise: float
-    precision_gap: float
-    ritz: RitzPairs
-    space: Tensor
-    num_steps: int
-    num_plain_steps: int
-    num_hvps: int
-    is_random_start: bool
-    asymmetry: float
-    orthogonality: float
-    proof: Proof = field(default_factory=Proof)
-
-    @property
-    def lambda_min(self) -> float:
-        """The lowest Rayleigh quotient."""
-        return float(self.values_low[0])
-
-    @property
-    def lambda_max(self) -> float:
-        """The highest Rayleigh quotient."""
-        return float(self.values_high[0])
-
-    @property
-    def residual_min(self) -> float:
-        """Residual of the lowest pair."""
-        return float(self.residuals_low[0])
-
-    @property
-    def residual_max(self) -> float:
-        """Residual of the highest pair."""
-        return float(self.residuals_high[0])
-
-    @property
-    def v_min(self) -> Tensor:
-        """(n,) the unit vector of the lowest pair."""
-        return self.vectors_low[0]
-
-    @property
-    def v_max(self) -> Tensor:
-        """(n,) the unit vector of the highest pair."""
-        return self.vectors_high[0]
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether the Krylov space was exhausted."""
-        return self.ritz.is_exhausted
-
-
-@dataclass
-class _Finished:
-    """What a lane's run leaves behind when it stops."""
-
-    ritz: RitzPairs
-    space: Tensor
-    ends: Tensor  # (2k, n)
-    num_steps: int
-    num_plain_steps: int
-    num_products: int  # the steps, and those of a replay
-    asymmetry: float
+LOOK_EVERY = 2
 
 
 def place_basis(
@@ -173,41 +69,22 @@ def find_extremes_of(
     finished, proofs = _run(risk, product, weights, starts, names=names, options=options)
     ends = torch.stack([finished[b].ends for b in range(len(weights))])
     products = product(ends)
-    exact_products, num_exact = _exact_products(risk, weights, ends, options)
+    in_float64, num_exact = exact_products(risk, weights, ends, options)
     extra = 2 + ends.shape[1] + num_exact
     return [
-        _certify(
+        certify(
             finished[b],
-            ends[b],
             products[b],
-            exact_products[b] if exact_products is not None else None,
-            _proven(risk, proofs[b], finished[b], names[b]),
-            are_random,
-            extra,
+            in_float64[b] if in_float64 is not None else None,
+            proof=_proven(risk, proofs[b], finished[b], names[b]),
+            is_random=are_random,
+            num_extra=extra,
         )
         for b in range(len(weights))
     ]
 
 
-def _exact_products(
-    risk: ClassRisk, weights: Tensor, ends: Tensor, options: SpectrumOptions
-) -> tuple[Tensor | None, int]:
-    """Return the products of the ends (B, 2k, n) in float64 and their number per lane; None where they would say nothing new."""
-    if options.certify == "own" or risk.theta.dtype == torch.float64 or not getattr(risk, "is_fixed", True):
-        return None, 0
-    try:
-        exact = risk.in_float64()
-        with exact.hessian(exact.theta, weights) as product:
-            return product(ends.double()), ends.shape[1]
-    except RuntimeError as error:  # a toy loss with float32 constants, or no memory left
-        reason = str(error).splitlines()[0]
-        raise LandscapeError(
-            f"the ends of the spectrum are certified in float64, and there the product fails ({reason}): make the loss "
-            "follow the dtype of theta, or choose certify='own'"
-        ) from error
-
-
-def _proven(risk: ClassRisk, proof: Proof, done: _Finished, name: str) -> Proof:
+def _proven(risk: ClassRisk, proof: Proof, done: Finished, name: str) -> Proof:
     """Add what all the run's vectors say about symmetry, and refuse an operator that fails late."""
     norm = float(np.abs(done.ritz.values).max(initial=0.0))
     asymmetry = done.asymmetry * (norm / max(norm, proof.size) if norm else 1.0)
@@ -225,7 +102,7 @@ def _run(
     *,
     names: Sequence[str],
     options: SpectrumOptions,
-) -> tuple[dict[int, _Finished], list[Proof]]:
+) -> tuple[dict[int, Finished], list[Proof]]:
     theta = risk.theta
     place, most_vectors = place_basis(theta, len(weights), options)
     first: list[tuple[Tensor, Tensor]] = []
@@ -246,7 +123,7 @@ def _run(
         if not np.isfinite(run.ritz(row).values).all():
             raise LandscapeError(f"lane '{name}': a Hessian product is not finite: the loss overflows at these weights")
     proofs = prove_operator(risk, product, first, names=names, weights=weights)
-    finished: dict[int, _Finished] = {}
+    finished: dict[int, Finished] = {}
     plain = limit
     while rows:
         ready = {}
@@ -274,7 +151,7 @@ def _run(
 
 def _collect(
     run: Lanczos, ready: dict[int, RitzPairs], product: HessianProduct, plain: int, options: SpectrumOptions
-) -> dict[int, _Finished]:
+) -> dict[int, Finished]:
     """Take the ends, and the basis, of the lanes that are done."""
     if not ready:
         return {}
@@ -295,7 +172,7 @@ def _collect(
         ends = run.vectors(row, chosen[row]) if again is None else again[index]
         space = run.space(row, len(ritz.values)).clone() if again is None else ends[:0]
         ends = ends / torch.linalg.vector_norm(ends, dim=1, keepdim=True)
-        finished[row] = _Finished(
+        finished[row] = Finished(
             ritz, space, ends, run.num_steps, plain, run.num_steps + num_replayed, run.asymmetry(row)
         )
     return finished
@@ -340,58 +217,3 @@ def is_done(ritz: RitzPairs, num_plain_steps: int, theta: Tensor, options: Spect
     if is_negative or k > 1:
         return bool((ritz.residuals[:k] <= tolerance).all()) and (is_negative or bound >= -options.threshold * high)
     return bound >= -options.threshold * high
-
-
-def _certify(
-    done: _Finished,
-    ends: Tensor,
-    products: Tensor,
-    exact: Tensor | None,
-    proof: Proof,
-    is_random: bool,
-    num_extra: int,
-) -> Extremes:
-    vectors, images = ends.double(), products.double() if exact is None else exact
-    sizes = torch.linalg.vector_norm(vectors, dim=1)  # 1 up to the rounding of ends
-    quotients = (vectors * images).sum(1) / sizes**2
-    defects = torch.linalg.vector_norm(images - quotients[:, None] * vectors, dim=1) / sizes
-    values, residuals = quotients.cpu().numpy(), defects.cpu().numpy()
-    norm = float(max(np.abs(done.ritz.values).max(), np.abs(values).max()))
-    # Of curvatures below the second number the squares underflow, and with them every residual.
-    noise = max(NOISE_EPS * torch.finfo(images.dtype if exact is not None else ends.dtype).eps * norm, UNDERFLOW)
-    gap = max(proof.rounding, NOISE_EPS * torch.finfo(ends.dtype).eps * norm)
-    if exact is None:
-        noise = max(noise, proof.rounding)
-    else:
-        gap = max(gap, float(torch.linalg.vector_norm(images - products.double(), dim=1).max()))
-    num_hvps = done.num_products + num_extra + proof.num_products
-    k = len(values) // 2
-    errors = [tighter_error(value, residual, done.ritz, noise) for value, residual in zip(values, residuals)]
-    return Extremes(
-        values_low=values[:k],
-        values_high=values[k:],
-        residuals_low=residuals[:k],
-        residuals_high=residuals[k:],
-        errors_low=np.array(errors[:k]),
-        errors_high=np.array(errors[k:]),
-        vectors_low=ends[:k],
-        vectors_high=ends[k:],
-        noise=noise,
-        precision_gap=gap,
-        ritz=done.ritz,
-        space=done.space,
-        num_steps=done.num_steps,
-        num_plain_steps=done.num_plain_steps,
-        num_hvps=num_hvps,
-        is_random_start=is_random,
-        asymmetry=done.asymmetry,
-        orthogonality=_orthogonality(done.space),
-        proof=proof,
-    )
-
-
-def _orthogonality(space: Tensor) -> float:
-    if not len(space):
-        return float("nan")
-    gram = (space @ space.T).double()
-    return float(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))

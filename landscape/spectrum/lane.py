@@ -15,8 +15,9 @@ from landscape.risk import ClassRisk
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.certificate import decide, is_certified_negative
 from landscape.spectrum.density import SpectralSample
+from landscape.spectrum.ends import Extremes
 from landscape.spectrum.evidence import Escape, LaneContext, curvature_context, gather_evidence
-from landscape.spectrum.extremes import Extremes, find_extremes_of
+from landscape.spectrum.extremes import find_extremes_of
 from landscape.spectrum.intervals import Interval, count_negative
 from landscape.spectrum.lanczos import sphere
 from landscape.spectrum.options import SpectrumOptions

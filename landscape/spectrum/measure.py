@@ -16,7 +16,7 @@ from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.examples import available_memory
 from landscape.risk.workers import FEWEST_NUMBERS
 from landscape.spectrum.assembly import assemble
-from landscape.spectrum.extremes import Extremes
+from landscape.spectrum.ends import Extremes
 from landscape.spectrum.lane import Directions, find_extremes, measure_wave
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.sampling import LEVEL

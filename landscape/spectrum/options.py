@@ -10,7 +10,7 @@ import torch
 from landscape.errors import LandscapeError, unknown_name
 
 Until = Literal["converged", "verdict"]
-Certify = Literal["float64", "own"]
+Certify = Literal["float64", "lowest", "own"]
 BasisChoice = Literal["auto", "device", "host", "none"]
 
 # Residual at which an extreme counts as converged, in units of |H|; its eigenvalue error is the square over the gap.
@@ -29,7 +29,7 @@ class SpectrumOptions:
     Attributes
     ----------
     num_probes
-        Density probes (at least 2, so that every estimate has a standard error).
+        Density probes; 0 takes the quadrature of the extreme run's own random start, which costs no product.
     num_steps
         Lanczos steps per density probe.
     max_steps
@@ -54,7 +54,8 @@ class SpectrumOptions:
         Most vectors in memory per lane, after which the extreme run restarts; None for what the memory holds.
     certify
         ``"float64"``: the Rayleigh quotients and residuals of both ends come from products in float64, whatever the run's
-        precision (rounding switches ReLUs, and a float32 Hessian may be 2e-4 of its norm away); or the run's ``"own"``.
+        precision (rounding switches ReLUs, and a float32 Hessian may be 2e-4 of its norm away), which costs as much as nine
+        products in float32; ``"lowest"``: those of the lowest only; or the run's ``"own"``.
     context
         Whether to walk along v_min and -gradient, split v'Hv and look at the images; False measures the spectrum alone,
         and a lane with negative curvature is then "undecided" between saddle and slope.
@@ -79,8 +80,8 @@ class SpectrumOptions:
     num_bootstrap: int = 2000
 
     def __post_init__(self) -> None:
-        if self.num_probes < 2:
-            raise LandscapeError(f"num_probes: expected at least 2 (for a standard error), got {self.num_probes}")
+        if self.num_probes < 0:
+            raise LandscapeError(f"num_probes: expected at least 0, got {self.num_probes}")
         if self.num_steps < 2 or self.max_steps < 2:
             raise LandscapeError(
                 f"num_steps and max_steps: expected at least 2, got {self.num_steps} and {self.max_steps}"
@@ -104,6 +105,10 @@ class SpectrumOptions:
                 f"budget: expected at least {self.fewest_products} products per lane for a run, its proof and "
                 f"{self.num_probes} probes, got {self.budget}"
             )
+        if self.num_traces and not self.num_probes:
+            raise LandscapeError(
+                f"num_traces: expected 0 without density probes, got {self.num_traces}; take num_probes=1"
+            )
         if self.num_traces < 0 or self.num_bootstrap < 0:
             raise LandscapeError(
                 f"num_traces and num_bootstrap: expected at least 0, got {self.num_traces} and {self.num_bootstrap}"
@@ -117,7 +122,8 @@ class SpectrumOptions:
     @property
     def overhead(self) -> int:
         """Products per lane beside the Lanczos steps: proof of the operator and certificates of both ends."""
-        return PROOF_PRODUCTS + 4 * self.num_extremes  # the ends twice: once more in float64
+        again = {"float64": 2, "lowest": 1, "own": 0}[self.certify]  # in float64
+        return PROOF_PRODUCTS + (2 + again) * self.num_extremes
 
     @property
     def fewest_products(self) -> int:
@@ -148,7 +154,7 @@ class SpectrumOptions:
         """Return the steps per density probe after ``num_spent`` products of a lane."""
         if self.budget is None:
             return self.num_steps
-        return max((self.budget - num_spent - 2 * self.num_traces) // self.num_probes, SHORTEST_PROBE)
+        return max((self.budget - num_spent - 2 * self.num_traces) // max(self.num_probes, 1), SHORTEST_PROBE)
 
     def residual_tolerance(self, dtype: torch.dtype) -> float:
         """Return the residual, relative to |H|, at which an extreme has converged."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.density import SpectralSample, deflated_sample
-from landscape.spectrum.extremes import Extremes, place_basis
+from landscape.spectrum.ends import Extremes
+from landscape.spectrum.extremes import place_basis
 from landscape.spectrum.intervals import Interval, energy_interval, mass_interval, trace_interval
 from landscape.spectrum.lanczos import Lanczos, sphere
 from landscape.spectrum.options import SpectrumOptions
@@ -23,6 +24,12 @@ from landscape.spectrum.trace import xtrace
 DEFLATION_SHARE = 0.1
 # The level of all intervals.
 LEVEL = 0.95
+# For the run's own quadrature, an atom must be an eigenvector: its residual below this share of the distance to the next
+# Ritz value; and one eigenvalue, not many: n times its weight is chi-squared with one degree of freedom, and rarely above
+# the second number. All of them together must not be improbable either.
+SEPARATED_SHARE = 0.01
+MOST_WEIGHT = 30.0
+IMPROBABLE = 1e-3
 
 ProbeGenerator = Callable[[str], torch.Generator]
 
@@ -71,6 +78,38 @@ def choose_atoms(extremes: Extremes) -> _Atoms:
     return _Atoms(values, coordinates.T @ extremes.space, shift)
 
 
+def own_quadrature(extremes: Extremes, size: int) -> tuple[_Atoms, SpectralSample] | None:
+    r"""Return the converged eigenvalues of an extreme run and its start vector's quadrature of all others.
+
+    The start vector u is uniform on the sphere of n dimensions, so its part in the complement of eigenvectors is uniform
+    there, and the Ritz values that are left are the nodes of its Gauss quadrature, of higher degree than any probe's and
+    without a product. Where eigenvalues that were taken for one may be several (their weights are improbably large),
+    none is taken out.
+
+    Returns
+    -------
+    tuple or None
+        None where the run did not begin at random or was restarted, so that its weights say nothing.
+    """
+    ritz = extremes.ritz
+    if not extremes.is_random_start or len(ritz.values) < 2 or not np.isfinite(ritz.weights).all():
+        return None
+    steps = np.diff(ritz.values)
+    gaps = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
+    weights = size * ritz.weights
+    chosen = (ritz.residuals <= SEPARATED_SHARE * gaps) & (weights <= MOST_WEIGHT)
+    if len(ritz.values) == size:
+        chosen[:] = True
+    elif chosen.all() or scipy.stats.chi2.sf(weights[chosen].sum(), max(chosen.sum(), 1)) < IMPROBABLE:
+        chosen[:] = False
+    values, residuals = ritz.values[chosen], ritz.residuals[chosen]
+    shift = float((residuals**2 / np.maximum(np.abs(values), np.finfo(float).tiny)).sum())
+    rest = ritz.weights[~chosen]
+    return _Atoms(values, extremes.space[:0], shift), SpectralSample(
+        ritz.values[~chosen], rest / max(rest.sum(), 1e-300)
+    )
+
+
 def sample_densities(
     theta: Tensor,
     product: HessianProduct,
@@ -80,19 +119,21 @@ def sample_densities(
 ) -> list[Density]:
     """Return the densities of B lanes at theta (n,), their probes in the complement of the extreme runs' atoms.
 
-    Lanes share products for as many steps as each of them has left; then the others go on.
+    Lanes share products for as many steps as each of them has left; then the others go on. Without probes
+    (``num_probes=0``) a lane's own run is its probe, or one probe stands in for it.
     """
     size = len(theta)
-    atoms = [choose_atoms(e) for e in extremes]
-    num_left = [size - len(a.values) for a in atoms]
+    own = [own_quadrature(e, size) if not options.num_probes else None for e in extremes]
+    atoms = [choose_atoms(e) if o is None else o[0] for e, o in zip(extremes, own)]
+    num_left = [size - len(a.values) if o is None else 0 for a, o in zip(atoms, own)]
     steps = {b: min(options.probe_steps(extremes[b].num_hvps), left) for b, left in enumerate(num_left) if left > 0}
-    probes: dict[int, list[SpectralSample]] = {}
+    probes: dict[int, list[SpectralSample]] = {b: [o[1]] for b, o in enumerate(own) if o and len(o[1].values)}
     traces: dict[int, Interval] = {}
     if steps:
         lanes = list(steps)
         stack = _stack([atoms[b].vectors for b in lanes])
-        starts = _starts(theta, [generators[b] for b in lanes], "probe", options.num_probes)
-        probes = _probe(product, starts, stack, steps, options)
+        starts = _starts(theta, [generators[b] for b in lanes], "probe", max(options.num_probes, 1))
+        probes |= _probe(product, starts, stack, steps, options)
         if options.num_traces:
             traces = _xtraces(theta, product, lanes, atoms, stack, generators, options)
     return [
@@ -177,7 +218,7 @@ def _summarise(
     threshold = options.threshold * max(extremes.lambda_max, 0.0)
     samples = [deflated_sample(atoms.values, probe, size) for probe in probes]
     if not samples:
-        samples = [SpectralSample(atoms.values, np.full(size, 1.0 / size))] * options.num_probes
+        samples = [SpectralSample(atoms.values, np.full(size, 1.0 / size))] * max(options.num_probes, 1)
     total = float(np.mean([np.sum(s.weights * np.abs(s.values)) for s in samples])) * size
     energy = energy_interval(atoms.values, probes, size, level=LEVEL)
     shift = atoms.shift / total if total > 0 else 0.0
@@ -187,7 +228,7 @@ def _summarise(
         upper=min(energy.upper + shift, 1.0),
         truncation=energy.truncation + shift,
     )
-    num_hvps = num_steps * options.num_probes + 2 * options.num_traces if probes else 0
+    num_hvps = num_steps * max(options.num_probes, 1) + 2 * options.num_traces if num_steps else 0
     return Density(
         samples=samples,
         trace=trace or trace_interval(atoms.values, probes, size, level=LEVEL),

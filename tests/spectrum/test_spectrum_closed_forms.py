@@ -363,7 +363,8 @@ def test_a_loss_that_stays_in_single_precision_is_told_to_certify_its_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_probes": 1}, "num_probes: expected at least 2 .* got 1"),
+        ({"num_probes": -1}, "num_probes: expected at least 0, got -1"),
+        ({"num_probes": 0, "num_traces": 3}, "num_traces: expected 0 without density probes, got 3"),
         ({"num_steps": 1}, "got 1 and 200"),
         ({"max_steps": 0}, "got 20 and 0"),
         ({"tolerance": 0.0}, "tolerance: .* got 0.0"),
