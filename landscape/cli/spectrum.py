@@ -36,7 +36,9 @@ PICTURES = (".png", ".pdf")
 
 
 def spectrum_options(
-    num_probes: Annotated[int | None, opt.option("--num-probes", "Density probes; 0: the extreme run is its own.", opt.ANALYSIS)] = None,
+    num_probes: Annotated[
+        int | None, opt.option("--num-probes", "Density probes; 0: the extreme run is its own.", opt.ANALYSIS)
+    ] = None,
     num_steps: Annotated[int | None, opt.option("--num-steps", "Lanczos steps per probe.", opt.ANALYSIS)] = None,
     max_steps: Annotated[int | None, opt.option("--max-steps", "Most steps for the extremes.", opt.ANALYSIS)] = None,
     threshold: Annotated[
@@ -58,7 +60,10 @@ def spectrum_options(
         str | None, opt.option("--basis", "Where Lanczos vectors live: auto, device, host or none.", opt.ANALYSIS)
     ] = None,
     certify: Annotated[
-        str | None, opt.option("--certify", "Float64 residuals: of both ends (float64), the lowest, or own precision.", opt.ANALYSIS)
+        str | None,
+        opt.option(
+            "--certify", "Float64 residuals: of both ends (float64), the lowest, or own precision.", opt.ANALYSIS
+        ),
     ] = None,
     num_traces: Annotated[
         int | None, opt.option("--num-traces", "XTrace test vectors, two products each.", opt.ANALYSIS)

@@ -92,8 +92,10 @@ class SpectrumOptions:
             raise LandscapeError(f"failure_probability: expected between 0 and 1, got {self.failure_probability}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise LandscapeError(f"tolerance: expected a fraction of |H| between 0 and 1, got {self.tolerance}")
-        if self.num_extremes < 1:
-            raise LandscapeError(f"num_extremes: expected at least 1, got {self.num_extremes}")
+        if not 1 <= self.num_extremes <= self.max_steps // 2:
+            raise LandscapeError(
+                f"num_extremes: expected at least 1 and at most half of max_steps ({self.max_steps}), got {self.num_extremes}"
+            )
         if self.until not in get_args(Until):
             raise unknown_name("until", self.until, get_args(Until))
         if self.certify not in get_args(Certify):
@@ -101,9 +103,10 @@ class SpectrumOptions:
         if self.basis not in get_args(BasisChoice):
             raise unknown_name("basis", self.basis, get_args(BasisChoice))
         if self.budget is not None and self.budget < self.fewest_products:
+            probes = f" and {self.num_probes} probes" if self.until == "converged" and self.num_probes else ""
             raise LandscapeError(
-                f"budget: expected at least {self.fewest_products} products per lane for a run, its proof and "
-                f"{self.num_probes} probes, got {self.budget}"
+                f"budget: expected at least {self.fewest_products} products per lane for a run and its proof{probes}, "
+                f"got {self.budget}"
             )
         if self.num_traces and not self.num_probes:
             raise LandscapeError(

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from landscape.errors import LandscapeError
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.density import SpectralSample, deflated_sample
 from landscape.spectrum.ends import Extremes
@@ -123,6 +124,8 @@ def sample_densities(
     (``num_probes=0``) a lane's own run is its probe, or one probe stands in for it.
     """
     size = len(theta)
+    if 2 * options.num_traces > size:
+        raise LandscapeError(f"num_traces: expected at most half of the {size} parameters, got {options.num_traces}")
     own = [own_quadrature(e, size) if not options.num_probes else None for e in extremes]
     atoms = [choose_atoms(e) if o is None else o[0] for e, o in zip(extremes, own)]
     num_left = [size - len(a.values) if o is None else 0 for a, o in zip(atoms, own)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 from spectrum_cases import matrix_of, orthogonal
 
@@ -209,3 +210,60 @@ def test_start_vectors_are_uniform_on_the_sphere():
     assert ((draws**2).mean(0) - 1 / 3).abs().max() <= 5 * (4 / 45 / 4000) ** 0.5
     assert torch.equal(draws, sphere(4000, 3, stream(0, "sphere")))
     assert not torch.equal(draws, sphere(4000, 3, stream(1, "sphere")))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-16, 1e-24])
+@pytest.mark.parametrize("deflate", [False, True])
+def test_curvatures_whose_squares_underflow(scale, deflate):
+    """The Hessian of a fitted class has eigenvalues of 1e-12 and 1e-20; in float32 their squares are zero. Same spectrum at
+    every scale, also after breakdown and beside deflated vectors, where only the smallest are left."""
+    spectrum = torch.zeros(60)
+    spectrum[:5] = torch.tensor([1.0, 0.7, 0.5, 0.1, 0.02])
+    options = {"deflated": torch.eye(60)[None, :3]} if deflate else {}
+    run = Lanczos(lambda v: v * (scale * spectrum), sphere(2, 60, stream(0, "start")).float(), **options)
+    run.extend(20)
+    expected = np.sort(spectrum.numpy()[3 if deflate else 0 : 5])
+    for row in range(2):
+        ritz = run.ritz(row)
+        assert ritz.is_exhausted
+        assert np.allclose(ritz.values[-len(expected) :] / scale, expected, rtol=0, atol=1e-6)
+        assert np.abs(ritz.values[: -len(expected)] / scale).max() <= 1e-6
+        assert run.vectors(row, np.eye(len(ritz.values))).isfinite().all()
+
+
+# ---- thick restart -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uniform", "outliers"])
+def test_a_restarted_run_finds_the_ends_that_scipy_finds(name):
+    """30 vectors at most, where the ends of the uniform spectrum take more than 100 plain steps."""
+    matrix = matrix_of(SPECTRA[name])
+    run = Lanczos(lambda v: v @ matrix, sphere(2, 200, stream(0, "start")), most_vectors=30)
+    run.extend(29)
+    for _ in range(30):
+        run.restart(8, 8)
+        run.extend(13)
+    assert run._basis._store.shape[1] <= 30
+    low = np.sort(scipy.sparse.linalg.eigsh(matrix.numpy(), k=1, which="SA", return_eigenvectors=False))
+    high = np.sort(scipy.sparse.linalg.eigsh(matrix.numpy(), k=2, which="LA", return_eigenvectors=False))
+    for row in range(2):
+        ritz = run.ritz(row)
+        assert np.allclose(ritz.values[-2:], high, rtol=0, atol=1e-10)
+        assert np.allclose(ritz.values[0], low[0], rtol=0, atol=1e-10)
+        assert np.isnan(ritz.weights).all()
+        vectors = run.vectors(row, ritz.coordinates)
+        assert torch.allclose(vectors @ vectors.T, torch.eye(len(vectors), dtype=torch.float64), atol=1e-12)
+        # The residual estimates belong to the vectors, those that were kept included.
+        defects = vectors @ matrix - torch.as_tensor(ritz.values)[:, None] * vectors
+        assert np.allclose(defects.norm(dim=1).numpy(), ritz.residuals, rtol=0, atol=1e-12)
+
+
+def test_a_restart_needs_a_basis_and_something_left_to_find():
+    matrix = matrix_of(SPECTRA["uniform"])
+    for place in ("host", "none"):
+        run = run_on(matrix, sphere(1, 200, stream(0, "start")), 10, basis=place)
+        with pytest.raises(ValueError, match="needs the basis on the device"):
+            run.restart(2, 2)
+    exhausted = run_on(torch.eye(5, dtype=torch.float64), sphere(1, 5, stream(0, "start")), 3)
+    with pytest.raises(ValueError, match="an exhausted row cannot be restarted"):
+        exhausted.restart(1, 1)
