@@ -11,6 +11,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout
 from landscape.risk.arithmetic import differentiation, precise_arithmetic
+from landscape.risk.kernels import TwiceDifferentiable
 from landscape.risk.lanes import require_members
 from landscape.risk.protocol import HessianProduct
 
@@ -101,7 +102,8 @@ class AnalyticRisk:
         """Return (B, n) for weights (B, C)."""
         with differentiation():
             point = theta.detach().clone().requires_grad_()
-            values = self._function(point)
+            with TwiceDifferentiable():
+                values = self._function(point)
             rows = weights.to(values).clone()
             return torch.stack(
                 [torch.autograd.grad(values, point, row, retain_graph=True, materialize_grads=True)[0] for row in rows]
@@ -117,7 +119,8 @@ class AnalyticRisk:
         """Give a product (B, P, n) -> (B, P, n) by double backward through one retained graph."""
         with differentiation():
             point = theta.detach().clone().requires_grad_()
-            values = self._function(point)
+            with TwiceDifferentiable():
+                values = self._function(point)
             rows = weights.to(values).clone()
             gradients = [
                 torch.autograd.grad(values, point, row, create_graph=True, materialize_grads=True)[0] for row in rows

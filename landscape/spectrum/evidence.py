@@ -99,11 +99,18 @@ def gather_evidence(
     nowhere = torch.full((len(context.risk.class_names),), torch.nan, dtype=torch.float64)
     if not options.context or not is_negative(draft, options.threshold):
         return draft, walk, Escape(nowhere, nowhere)
-    return _walk(context, extremes, draft)
+    found = _walk(context, extremes, draft)
+    if found[0].quadratic_radius > 0 or options.certify == "own" or theta.dtype == torch.float64:
+        return found
+    # Float32 may not resolve the parabola at all: walk once more where it does.
+    exact = LaneContext.of(context.risk.in_float64(), context.row)
+    radius = 2 * exact.gradient_norm / -curvature
+    return _walk(exact, extremes, replace(draft, gradient_norm=exact.gradient_norm, crossover_radius=radius))
 
 
 def _walk(context: LaneContext, extremes: Extremes, draft: Evidence) -> tuple[Evidence, dict[str, float], Escape]:
-    theta, v = context.risk.theta, extremes.v_min
+    theta = context.risk.theta
+    v = extremes.v_min.to(theta)
     rounding = LOSS_ROUNDING[theta.dtype]
     here = context.risk.losses(theta)
     start = context.loss(theta)

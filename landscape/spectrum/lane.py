@@ -131,10 +131,12 @@ def _record(
         verdict, sentence = decide(evidence, options.threshold)
         extra = curvature_context(context, extremes, options, seed=seed, name=name)
         bound, crossover, quadratic = evidence.lower_bound, evidence.crossover_radius, evidence.quadratic_radius
+        gradient_norm = evidence.gradient_norm
         to_decide = evidence.steps_to_decide if verdict == "undecided" else extremes.num_steps
     else:
         nothing = torch.full((len(risk.class_names),), torch.nan, dtype=torch.float64)
         walk, escape, extra = {}, Escape(nothing, nothing), {}
+        gradient_norm = context.gradient_norm
         verdict, sentence = "refused", REDRAWN
         bound, crossover, quadratic, to_decide = -math.inf, math.nan, math.nan, extremes.num_steps
     own = SpectralSample(extremes.ritz.values, extremes.ritz.weights)
@@ -143,7 +145,7 @@ def _record(
         **ends_record(extremes),
         **interval_record(density),
         "lambda_min_lower_bound": bound,
-        "gradient_norm": context.gradient_norm,
+        "gradient_norm": gradient_norm,
         "gradient_share_along_v": context.share_along(extremes.v_min),
         "loss": context.loss(risk.theta),
         "num_hvps": extremes.num_hvps + (density.num_hvps if density is not None else 0),

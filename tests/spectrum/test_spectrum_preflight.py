@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
-from landscape.risk import ModelRisk
+from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.spectrum import SpectrumOptions, measure_spectrum
 from landscape.spectrum.lane import find_extremes
 
@@ -203,3 +203,29 @@ def test_fresh_graphs_of_a_fixed_network_pass():
     ours = measure_spectrum(Fresh(risk), "1", options=QUICK).isel(lane=0)
     exact = np.linalg.eigvalsh(dense_hessian(tanh_network(), *digits(), [0.0, 1, 0, 0]))
     assert float(ours.lambda_min) == pytest.approx(exact[0], rel=1e-9)
+
+
+def test_a_parabola_that_float32_cannot_resolve_is_walked_in_float64():
+    """On top of a loss of 1e4 a decrease of 2e-3 is below the rounding of float32, and the saddle was called a slope."""
+
+    def loss(x):
+        return (1e4 + x[0] ** 2 - 0.1 * x[1] ** 2 + x[1] ** 4)[None]
+
+    risk = AnalyticRisk(loss, torch.zeros(2))
+    assert str(measure_spectrum(risk, "all", options=QUICK).verdict.item()) == "saddle"
+    own = SpectrumOptions(num_probes=2, num_steps=2, num_bootstrap=0, certify="own")
+    assert str(measure_spectrum(risk, "all", options=own).verdict.item()) != "saddle"
+
+
+def test_an_analytic_loss_of_a_certain_network_keeps_its_digits():
+    """Cross-entropies in a toy loss are spelt as those of networks are."""
+    inputs = torch.tensor([[0.5, -1.0, 2.0]])
+
+    def loss(x):
+        return functional.cross_entropy(40 * (inputs.to(x) @ x.view(3, 4)), torch.tensor([1]))[None]
+
+    start = torch.zeros(12)
+    start[[1, 5, 9]] = torch.tensor([0.1, -0.1, 0.1])
+    values = [float(measure_spectrum(AnalyticRisk(loss, start.to(d)), "all", options=QUICK).lambda_max[0]) for d in DTYPES]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert 0 < values[1] < 1e-2
