@@ -173,6 +173,18 @@ def test_breakdown_is_relative_to_the_operator(factor):
     assert len(spread.values) == 20
 
 
+@pytest.mark.parametrize("units", [12, 40])
+def test_a_small_coupling_is_not_breakdown(units):
+    """An eigenvector of which the start holds 12 units of rounding is found; one of which it holds one is rounding."""
+    matrix, unit = torch.diag(torch.tensor([1.0, 2.0, 3.0])), torch.eye(3)
+    eps = torch.finfo(torch.float32).eps
+    found = run_on(matrix, (unit[0] + units * eps * unit[1])[None], 2).ritz(0)
+    assert np.allclose(found.values, [1, 2], rtol=0, atol=1e-5)
+    lost = run_on(matrix, (unit[0] + eps * unit[1])[None], 2).ritz(0)
+    assert lost.values == pytest.approx([1.0])
+    assert lost.is_exhausted
+
+
 def test_the_zero_operator():
     run = Lanczos(torch.zeros_like, sphere(2, 5, stream(0, "start")))
     run.extend(3)
