@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from analyses.benchmarks.estimates import CLASSES, class_spectrum, trained_network
 from analyses.redrawn_augmentation.study import released
@@ -105,7 +105,7 @@ def _yes(is_met: bool) -> str:
 
 
 class Operations(TorchDispatchMode):
-    """Counts what reaches the dispatcher, but for the products."""
+    """Counts what reaches the dispatcher; products are formed without it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,11 +115,10 @@ class Operations(TorchDispatchMode):
         self.is_paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.is_paused:
-            name = str(func).removeprefix("aten.")
-            self.counts[name] += 1
-            self.num_views += bool(func.is_view)
-            self.num_host += name.startswith(HOST_OPERATIONS) or _crosses(name, args)
+        name = str(func).removeprefix("aten.")
+        self.counts[name] += 1
+        self.num_views += bool(func.is_view)
+        self.num_host += name.startswith(HOST_OPERATIONS) or _crosses(name, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -163,7 +162,7 @@ def count_operations(product: Product, starts: Tensor, num_steps: int = NUM_STEP
     def matvec(vectors: Tensor) -> Tensor:
         seen.is_paused = True
         try:
-            with no_synchronisation(starts.device, allowed=True):
+            with no_synchronisation(starts.device, allowed=True), _disable_current_modes():
                 return product(vectors)
         finally:
             seen.is_paused = False
