@@ -116,12 +116,15 @@ def measure_spectrum(
         stored = journal.stored(_key(name)) if journal is not None else None
         if stored is not None:
             blocks[index] = stored
-    todo = [index for index in range(len(chosen)) if index not in blocks]
     keep_vectors = _vectors_fit(risk, len(chosen))
-    for wave in plan_waves(risk, chosen, todo, settings):
+    for wave in plan_waves(risk, chosen, range(len(chosen)), settings):
+        if all(index in blocks for index in wave):
+            continue  # a wave that was cut short is computed as a whole: its last bits depend on its members
         names = [chosen.names[index] for index in wave]
         records = measure_wave(risk, chosen.weights[wave], names=names, options=settings, seed=seed, warm=warm)
         for index, name, record in zip(wave, names, records):
+            if index in blocks:
+                continue
             if not keep_vectors:
                 del record["v_min"], record["v_max"]
             blocks[index] = journal.store(_key(name), record) if journal is not None else record

@@ -10,7 +10,7 @@ from landscape.results import Journal
 from landscape.training import loop
 
 COMMANDS = {
-    "spectrum": ("spectrum", "--lanes", "head,tail"),  # each a wave of its own: a resumed wave has other last bits
+    "spectrum": ("spectrum", *FEW),
     "perturb": ("perturb", *FEW, "--num-draws", "4"),
     "line": ("surface", *FEW, "--kind", "line", "--x=0:1:3", "--num-pairs", "3"),
     "plane": ("surface", *FEW, "--x=0:1:3", "--y=0:1:3"),
