@@ -226,6 +226,8 @@ def test_an_analytic_loss_of_a_certain_network_keeps_its_digits():
 
     start = torch.zeros(12)
     start[[1, 5, 9]] = torch.tensor([0.1, -0.1, 0.1])
-    values = [float(measure_spectrum(AnalyticRisk(loss, start.to(d)), "all", options=QUICK).lambda_max[0]) for d in DTYPES]
+    values = [
+        float(measure_spectrum(AnalyticRisk(loss, start.to(d)), "all", options=QUICK).lambda_max[0]) for d in DTYPES
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
     assert 0 < values[1] < 0.1  # of 1600 |x|^2 p (1 - p)
