@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -47,14 +48,21 @@ def lane_chunks(examples: Examples, weights: Tensor, size: int, dtype: torch.dty
 
 
 def shared_passes(examples: Examples, weights: Tensor, size: int, dtype: torch.dtype) -> list[Pass]:
-    """Return passes over the rows of all lanes together, each row once."""
+    """Return passes over the rows of all lanes together, each row once.
+
+    Each lane's backward pass runs over all rows of a pass, so one that several lanes share is cut at the classes' borders.
+    """
     coefficients = coefficients_of(examples, weights, dtype)
     supports = [set(support(examples, row)) for row in weights]
     passes: list[Pass] = []
-    for rows in examples.chunks(sorted(set().union(*supports)), size):
-        present = examples.classes_in(rows)
-        lanes = [lane for lane, classes in enumerate(supports) if not classes.isdisjoint(present)]
-        passes.append((rows, [(lane, coefficients[lane, rows]) for lane in lanes]))
+    for chunk in examples.chunks(sorted(set().union(*supports)), size):
+        inside = {offset for offset in examples.offsets if chunk.start < offset < chunk.stop}
+        cuts = sorted(inside) if len(supports) > 1 else []
+        for first, stop in itertools.pairwise([chunk.start, *cuts, chunk.stop]):
+            rows = slice(first, stop)
+            present = examples.classes_in(rows)
+            lanes = [lane for lane, classes in enumerate(supports) if not classes.isdisjoint(present)]
+            passes.append((rows, [(lane, coefficients[lane, rows]) for lane in lanes]))
     return passes
 
 
