@@ -48,6 +48,7 @@ class DeviceBasis:
 
     def __init__(self, like: Tensor, most_vectors: int | None = None) -> None:
         self._most = most_vectors
+        self._count = 0
         self._use(like.new_zeros(like.shape[0], 0, like.shape[1]))
 
     def _use(self, store: Tensor) -> None:
@@ -70,6 +71,7 @@ class DeviceBasis:
 
     def settle(self, index: int) -> Tensor:
         """Return the vector, which stays where it is."""
+        self._count = index + 1
         return self._slots[index]
 
     def project(self, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -94,8 +96,11 @@ class DeviceBasis:
         self._seen = None
 
     def keep(self, rows: list[int]) -> None:
-        """Forget all but some rows."""
-        self._use(self._store[rows])
+        """Forget all but some rows (ascending): they move up within the block, since a new one costs more than the move."""
+        for target, row in enumerate(rows):
+            if target != row:
+                self._store[target, : self._count] = self._store[row, : self._count]
+        self._use(self._store[: len(rows)])
 
     def combine(self, row: int, coordinates: Tensor) -> Tensor:
         """Return combinations of one row's vectors."""

@@ -21,8 +21,11 @@ Matvec = Callable[[Tensor], Tensor]
 # legitimate couplings (64: one class Hessian of rank 4 in 315 lost an eigenvalue of 0.07 |H| behind one of 38 units), a zero
 # test never fires in float32. Breakdown that is seen a step late costs an atom more in the null space.
 BREAKDOWN_EPS = 8.0
-# Vectors shorter than this have no norm in float64; divided by it, they stay bounded.
-SMALLEST_NORM = float(torch.finfo(torch.float64).tiny) ** 0.5
+# Vectors shorter than this have no norm in float64, or no digits in float32; divided by it, they stay bounded.
+SMALLEST_NORM = {
+    torch.float64: float(torch.finfo(torch.float64).tiny) ** 0.5,
+    torch.float32: float(torch.finfo(torch.float32).tiny),
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Lanczos:
         for _ in range(2):
             vectors = self._deflate(vectors)
         norm = _norms(vectors)
-        torch.div(vectors, norm.clamp_min(SMALLEST_NORM), out=self._basis.slot(0))
+        self._divisors = vectors.new_empty(norm.shape)
+        torch.div(vectors, self._safe(norm), out=self._basis.slot(0))
         self._current = self._basis.settle(0)
         # An empty complement (everything deflated) leaves rounding only.
         self._is_alive = (norm > BREAKDOWN_EPS * self._eps * whole)[:, 0, 0]
@@ -132,6 +136,10 @@ class Lanczos:
         overlap = torch.bmm(blocks, self._across)
         return torch.baddbmm(blocks, overlap, self._deflated, alpha=-1).view_as(vectors)
 
+    def _safe(self, norms: Tensor) -> Tensor:
+        """Return divisors in the vectors' own precision: with float64 ones the division takes ten times as long."""
+        return torch.add(norms, SMALLEST_NORM[self._divisors.dtype], out=self._divisors)
+
     def extend(self, num_steps: int) -> None:
         """Take ``num_steps`` more steps; one product each."""
         size = self._prefix.shape[1] + self._alphas.shape[1] + len(self._pending)
@@ -142,7 +150,7 @@ class Lanczos:
             vectors, second = self._basis.project(self._deflate(vectors), count)
             norm = _norms(vectors)
             # After breakdown the norm is rounding, or zero: what follows is cut off when the couplings are read.
-            torch.div(vectors, norm.clamp_min(SMALLEST_NORM), out=self._basis.slot(count))
+            torch.div(vectors, self._safe(norm), out=self._basis.slot(count))
             self._current = self._basis.settle(count)
             self._pending.append((first, second, norm))
         self.num_steps += num_steps
@@ -248,8 +256,9 @@ class Lanczos:
                 raise ValueError("rows that share deflated vectors go on together")
             self._deflated = self._deflated[blocks]
             self._across = self._deflated.mT
+        self._divisors = self._divisors[: len(chosen)]
+        self._current, self._is_alive = self._current[chosen], self._is_alive[chosen]  # before the basis moves up
         self._basis.keep(chosen)
-        self._current, self._is_alive = self._current[chosen], self._is_alive[chosen]
         for name in ("_prefix", "_prefix_couplings", "_alphas", "_betas", "_defects"):
             setattr(self, name, getattr(self, name)[chosen])
         self.rows = [self.rows[index] for index in chosen]
