@@ -23,7 +23,7 @@ import scipy.stats
 
 from landscape.errors import LandscapeError
 from landscape.spectrum.cumulative import cumulative_bracket, dimensions_left
-from landscape.spectrum.density import SpectralSample
+from landscape.spectrum.density import SpectralSample, node_at_zero
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -108,12 +108,15 @@ def jacobi_matrix(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
     return alphas, betas
 
 
-def shortened(probe: SpectralSample, num_steps: int) -> SpectralSample:
-    """Return the quadrature that the first ``num_steps`` Lanczos steps of a probe gave."""
+def shortened(probe: SpectralSample, num_steps: int) -> tuple[SpectralSample, SpectralSample]:
+    """Return the Gauss quadrature that the first ``num_steps`` Lanczos steps of a probe gave, and that with a node at 0."""
     alphas, betas = jacobi_matrix(probe.values, probe.weights)
     num_steps = min(num_steps, len(alphas))
     values, vectors = scipy.linalg.eigh_tridiagonal(alphas[:num_steps], betas[: num_steps - 1])
-    return SpectralSample(values, vectors[0] ** 2)
+    gauss = SpectralSample(values, vectors[0] ** 2)
+    if num_steps == len(alphas):
+        return gauss, gauss
+    return gauss, node_at_zero(values, vectors[0], betas[num_steps - 1] * vectors[-1])
 
 
 def _interval(estimate: float, variance: float, dof: float, level: float, truncation: float) -> Interval:
@@ -163,8 +166,8 @@ def energy_interval(
 
     The ratio is linearised (the delta method): its error is that of the mean of
     :math:`g(x) = (\max(-x, 0) - r |x|) / \mathrm{tr}|H|`, whose variance over the sphere the quadratures give. The
-    interval is built on the scale of :math:`\log(r / (1 - r))`, hence within [0, 1], and widened by how much the
-    estimate moves over the last quarter of the steps. Where no negative node was seen the interval is [0, 0]: what may
+    interval is built on the scale of :math:`\log(r / (1 - r))`, hence within [0, 1], and widened by what Gauss rules and
+    rules with a node at zero of the last quarter of the steps say. Where no negative node was seen the interval is [0, 0]: what may
     hide below zero is the business of :func:`landscape.spectrum.certificate.lower_bound`.
 
     Parameters
@@ -185,14 +188,30 @@ def energy_interval(
         return Interval(ratio, ratio, ratio, 0.0, 0.0, math.inf)
     moments = _moments(lambda x: (np.maximum(-x, 0) - ratio * np.abs(x)) / total, probes, num_left)
     variance = num_left**2 * moments.variance
-    truncation = 0.0
-    for share in (TRUNCATION_SHARE / 2, TRUNCATION_SHARE):
-        shorter = [shortened(p, max(1, math.ceil((1 - share) * len(p.values)))) for p in probes]
-        truncation = max(truncation, abs(_energy(atoms, shorter, num_left)[0] - ratio))
+    below, above = _truncation(ratio, atoms, probes, num_left)
     stderr = math.sqrt(variance)
     half = float(scipy.stats.t.ppf((1 + level) / 2, moments.dof)) * stderr
     lower, upper = _on_logit_scale(ratio, half)
-    return Interval(ratio, max(lower - truncation, 0.0), min(upper + truncation, 1.0), stderr, truncation, moments.dof)
+    return Interval(ratio, max(lower - below, 0.0), min(upper + above, 1.0), stderr, max(below, above), moments.dof)
+
+
+def _truncation(
+    ratio: float, atoms: np.ndarray, probes: Sequence[SpectralSample], num_left: int
+) -> tuple[float, float]:
+    """Return how far below and above a negative energy the finite number of steps may have left it.
+
+    Both rules of the last steps and of a quarter fewer are compared: Gauss rules see too much, as a mass at zero falls
+    between their nodes, those with a node at zero too little. That of all steps has the smallest tr|H| that the probes
+    allow, and their trace is exact, so a ratio below one half is bounded from below, one above it from above.
+    """
+    found = []
+    for share in (0.0, TRUNCATION_SHARE / 2, TRUNCATION_SHARE):
+        steps = [max(1, min(math.ceil((1 - share) * len(p.values)), len(p.values) - 1)) for p in probes]
+        pairs = [shortened(p, k) for p, k in zip(probes, steps)]
+        found += [_energy(atoms, [pair[side] for pair in pairs], num_left)[0] for side in (0, 1)]
+    moved = float(np.abs(np.array(found) - ratio).max())
+    is_bound = all((p.values == 0).any() for p in probes)
+    return 0.0 if is_bound and ratio <= 0.5 else moved, 0.0 if is_bound and ratio > 0.5 else moved
 
 
 def _on_logit_scale(ratio: float, half: float) -> tuple[float, float]:

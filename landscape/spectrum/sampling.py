@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.risk.protocol import HessianProduct
-from landscape.spectrum.density import SpectralSample, deflated_sample
+from landscape.spectrum.density import SpectralSample, deflated_sample, node_at_zero, probe_quadrature
 from landscape.spectrum.ends import Extremes
 from landscape.spectrum.extremes import place_basis
 from landscape.spectrum.intervals import Interval, energy_interval, mass_interval, trace_interval
@@ -105,10 +105,10 @@ def own_quadrature(extremes: Extremes, size: int) -> tuple[_Atoms, SpectralSampl
         chosen[:] = False
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     shift = float((residuals**2 / np.maximum(np.abs(values), np.finfo(float).tiny)).sum())
-    rest = ritz.weights[~chosen]
-    return _Atoms(values, extremes.space[:0], shift), SpectralSample(
-        ritz.values[~chosen], rest / max(rest.sum(), 1e-300)
-    )
+    couplings = ritz.coupling * ritz.coordinates[-1]
+    rest = node_at_zero(ritz.values[~chosen], ritz.coordinates[0, ~chosen], couplings[~chosen])
+    share = max(rest.weights.sum(), 1e-300)
+    return _Atoms(values, extremes.space[:0], shift), SpectralSample(rest.values, rest.weights / share)
 
 
 def sample_densities(
@@ -164,7 +164,7 @@ def _probe(
         for b in [b for b in going if steps[b] == target]:
             first = lanes.index(b) * per_lane
             pairs = [run.ritz(row) for row in range(first, first + per_lane)]
-            probes[b] = [SpectralSample(r.values, r.weights) for r in pairs if len(r.values)]
+            probes[b] = [probe_quadrature(r) for r in pairs if len(r.values)]
         going = [b for b in going if steps[b] > target]
         if going:
             run.keep([lanes.index(b) * per_lane + p for b in going for p in range(per_lane)])
