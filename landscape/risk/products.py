@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.risk.allocation import keep_freed_memory
 from landscape.risk.arithmetic import differentiation
 from landscape.risk.lockstep import Block, blocks_of, joint_graph, spread
 from landscape.risk.strategies import (
@@ -101,6 +102,8 @@ class ChunkedHessian:
             if len(self._kept) < len(self._chunks):
                 self._route = self._choose_route()
                 self.strategies[self._route] += len(self._chunks) - len(self._kept)
+        if theta.device.type == "cpu":
+            keep_freed_memory()
         num_pieces = len(self._kept) + len(self._blocks)
         self._workers = Workers(num_pieces, num_rows * inputs_per_example, theta.device)
 
