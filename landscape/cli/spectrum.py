@@ -28,10 +28,10 @@ PROTOCOLS = ("ours", "saddle-longtail")
 # The fields of SpectrumOptions that the command line offers, and those of them that PyHessian has.
 SETTINGS = (
     *("num_probes", "num_steps", "max_steps", "threshold", "until", "budget", "num_extremes", "tolerance"),
-    *("basis", "certify", "num_traces"),
+    *("basis", "certify", "num_traces", "trace"),
 )
 OF_PYHESSIAN = ("num_probes", "num_steps", "tolerance")
-OF_DENSITY = ("num_probes", "num_steps", "num_traces")
+OF_DENSITY = ("num_probes", "num_steps", "num_traces", "trace")
 PICTURES = (".png", ".pdf")
 
 
@@ -67,6 +67,9 @@ def spectrum_options(
     ] = None,
     num_traces: Annotated[
         int | None, opt.option("--num-traces", "XTrace test vectors, two products each.", opt.ANALYSIS)
+    ] = None,
+    trace: Annotated[
+        str | None, opt.option("--trace", "auto, exact (piecewise linear networks), or probes.", opt.ANALYSIS)
     ] = None,
     layers: Annotated[bool, opt.option("--layers", "Also the spectrum of every layer.", opt.ANALYSIS)] = False,
     matched: Annotated[

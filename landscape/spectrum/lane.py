@@ -57,9 +57,11 @@ def measure_wave(
     options: SpectrumOptions,
     seed: int,
     warm: Directions | None = None,
+    traces: Sequence[Interval] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Return everything that the spectrum group holds, lane by lane, for lanes (weights (B, C)) in lock-step.
 
+    ``traces``, where they are known exactly, take the place of the probes' own.
     ``warm`` names extreme vectors from a nearby point (another checkpoint): they start the extreme runs, and a lane that
     then shows no negative curvature runs again from a random start, because only that can exclude it.
     """
@@ -70,7 +72,8 @@ def measure_wave(
         densities: list[Density | None] = [None] * len(names)
         if options.until == "converged":
             generators = [lambda what, n=name: stream(seed, f"spectrum/{n}/{what}") for name in names]
-            densities = [*sample_densities(theta, product, extremes, options, generators)]
+            sampled = sample_densities(theta, product, extremes, options, generators)
+            densities = [d if traces is None else replace(d, trace=traces[b]) for b, d in enumerate(sampled)]
     return [
         _record(context, extreme, density, options, seed=seed, name=name)
         for context, extreme, density, name in zip(contexts, extremes, densities, names)

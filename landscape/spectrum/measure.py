@@ -19,7 +19,7 @@ from landscape.spectrum.assembly import assemble
 from landscape.spectrum.ends import Extremes
 from landscape.spectrum.lane import Directions, find_extremes, measure_wave
 from landscape.spectrum.options import SpectrumOptions
-from landscape.spectrum.sampling import LEVEL
+from landscape.spectrum.sampling import LEVEL, exact_traces
 
 Progress = Callable[[int, int, str], None]
 
@@ -58,8 +58,9 @@ def measure_spectrum(
 
     For every lane one Lanczos run from a random start goes on until both extremes have converged; those of its Ritz
     pairs that stand for eigenvalues of their own are deflated as atoms, and ``num_probes`` further runs in their
-    complement give the density. Trace, negative energy :math:`\mathrm{tr}(H_-)/\mathrm{tr}|H|` and thresholded negative
-    mass come from raw quadratures, with confidence intervals. Lanes advance together, as many as the memory holds.
+    complement give the density. Negative energy :math:`\mathrm{tr}(H_-)/\mathrm{tr}|H|`, thresholded negative mass and the
+    trace come from raw quadratures, with confidence intervals; the trace of a piecewise linear network is exact. Lanes
+    advance together, as many as the memory holds.
 
     Parameters
     ----------
@@ -117,11 +118,15 @@ def measure_spectrum(
         if stored is not None:
             blocks[index] = stored
     keep_vectors = _vectors_fit(risk, len(chosen))
+    traces = exact_traces(risk, chosen.weights, settings) if len(blocks) < len(chosen) else None
     for wave in plan_waves(risk, chosen, range(len(chosen)), settings):
         if all(index in blocks for index in wave):
             continue  # a wave that was cut short is computed as a whole: its last bits depend on its members
         names = [chosen.names[index] for index in wave]
-        records = measure_wave(risk, chosen.weights[wave], names=names, options=settings, seed=seed, warm=warm)
+        known = [traces[index] for index in wave] if traces is not None else None
+        records = measure_wave(
+            risk, chosen.weights[wave], names=names, options=settings, seed=seed, warm=warm, traces=known
+        )
         for index, name, record in zip(wave, names, records):
             if index in blocks:
                 continue

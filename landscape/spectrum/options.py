@@ -11,6 +11,7 @@ from landscape.errors import LandscapeError, unknown_name
 
 Until = Literal["converged", "verdict"]
 Certify = Literal["float64", "lowest", "own"]
+TraceMethod = Literal["auto", "exact", "probes"]
 BasisChoice = Literal["auto", "device", "host", "none"]
 
 # Residual at which an extreme counts as converged, in units of |H|; its eigenvalue error is the square over the gap.
@@ -59,6 +60,9 @@ class SpectrumOptions:
     context
         Whether to walk along v_min and -gradient, split v'Hv and look at the images; False measures the spectrum alone,
         and a lane with negative curvature is then "undecided" between saddle and slope.
+    trace
+        ``"auto"``: exact (:func:`landscape.risk.traces.hessian_traces`) where the network allows it and neither a budget nor
+        XTrace is asked for, else from the probes; ``"exact"``, an error where it is not possible; or ``"probes"``.
     num_bootstrap
         Bootstrap draws over images of the curvature along v_min; 0 leaves the interval out.
     """
@@ -77,6 +81,7 @@ class SpectrumOptions:
     basis_vectors: int | None = None
     certify: Certify = "float64"
     context: bool = True
+    trace: TraceMethod = "auto"
     num_bootstrap: int = 2000
 
     def __post_init__(self) -> None:
@@ -100,6 +105,11 @@ class SpectrumOptions:
             raise unknown_name("until", self.until, get_args(Until))
         if self.certify not in get_args(Certify):
             raise unknown_name("certify", self.certify, get_args(Certify))
+        if self.trace not in get_args(TraceMethod):
+            raise unknown_name("trace", self.trace, get_args(TraceMethod))
+        if self.trace == "exact" and (self.num_traces or self.until == "verdict"):
+            what = "num_traces" if self.num_traces else "until 'verdict', which measures none"
+            raise LandscapeError(f"trace: expected 'auto' or 'probes' with {what}, got 'exact'")
         if self.basis not in get_args(BasisChoice):
             raise unknown_name("basis", self.basis, get_args(BasisChoice))
         if self.budget is not None and self.budget < self.fewest_products:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.risk import ClassRisk, ModelRisk
 from landscape.risk.protocol import HessianProduct
+from landscape.risk.traces import MOST_CLASSES, hessian_traces
 from landscape.spectrum.density import SpectralSample, deflated_sample, node_at_zero, probe_quadrature
 from landscape.spectrum.ends import Extremes
 from landscape.spectrum.extremes import place_basis
@@ -109,6 +112,37 @@ def own_quadrature(extremes: Extremes, size: int) -> tuple[_Atoms, SpectralSampl
     rest = node_at_zero(ritz.values[~chosen], ritz.coordinates[0, ~chosen], couplings[~chosen])
     share = max(rest.weights.sum(), 1e-300)
     return _Atoms(values, extremes.space[:0], shift), SpectralSample(rest.values, rest.weights / share)
+
+
+def exact_traces(risk: ClassRisk, weights: Tensor, options: SpectrumOptions) -> list[Interval] | None:
+    """Return the exact traces of lanes (weights (B, C)), sums of their classes'; None where probes have to do.
+
+    Raises
+    ------
+    LandscapeError
+        Where an exact trace was asked for and the network does not allow it.
+    """
+    wanted = options.trace == "exact" or (
+        options.trace == "auto" and options.until == "converged" and options.budget is None and not options.num_traces
+    )
+    if not wanted:
+        return None
+    classes = torch.nonzero((weights != 0).any(0))[:, 0].tolist()
+    found = hessian_traces(risk, classes) if isinstance(risk, ModelRisk) else None
+    if found is None:
+        if options.trace == "exact":
+            raise LandscapeError(
+                f"trace: 'exact' needs a network of at most {MOST_CLASSES} classes whose logits are piecewise linear in each "
+                "weight tensor (ReLU networks with frozen BatchNorm): take 'auto' or 'probes'"
+            )
+        return None
+    rows = weights.double().cpu()
+    values, errors = (torch.where(rows != 0, rows.abs() * part, 0.0) for part in found)
+    signed = torch.where(rows < 0, -values, values).sum(1).tolist()
+    return [
+        Interval(value, value - error, value + error, error, error, math.inf)
+        for value, error in zip(signed, errors.sum(1).tolist())
+    ]
 
 
 def sample_densities(
