@@ -18,16 +18,24 @@ import pickle
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from analyses.benchmarks.peer_products import (
+    COLUMNS,
+    PRODUCTS,
+    Batch,
+    class_batch,
+    compare_products,
+    ratio_row,
+    row,
+    synchronise,
+)
 from analyses.benchmarks.reference_spectra import ReferenceSpectrum, distance, reference_spectrum
 from landscape.loading import load_risk
 from landscape.randomness import stream
@@ -37,37 +45,8 @@ from landscape.spectrum.bridge import bridged
 from landscape.spectrum.pyhessian import trainable_copy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PRODUCT_TOLERANCE = 1e-5
 QUANTITIES = ("lambda_min", "lambda_max", "trace", "density")
-COLUMNS = (
-    "row",
-    "images_per_class",
-    "peer",
-    "quantity",
-    "theirs",
-    "ours",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "repeats",
-    "note",
-)
 PHASES = ("build", "eigenvalues", "trace", "density")
-
-Batch = tuple[Tensor, Tensor]
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def class_batch(risk: ModelRisk, c: int) -> Batch:
-    examples = risk._examples
-    rows = slice(examples.offsets[c], examples.offsets[c + 1])
-    inputs: Any = examples.read(rows, risk.dtype)
-    return inputs, examples.labels[rows]
-
 
 # ---- the whole protocol -----------------------------------------------------------------------------------------------
 
@@ -236,95 +215,6 @@ def error_row(images: int, peer: str, quantity: str, theirs: list[dict], ours: l
     )
 
 
-def ratio_row(name: str, images: int, peer: str, theirs: list[float], ours: list[float], note: str) -> dict:
-    """Return the ratio of medians with the smallest and largest ratio of a pair of turns."""
-    pairs = [a / b for a, b in zip(theirs, ours)]
-    a, b = statistics.median(theirs), statistics.median(ours)
-    return row(name, images, peer, "time", a, b, (a / b, min(pairs), max(pairs)), len(pairs), note)
-
-
-def row(
-    name: str, images: int, peer: str, quantity: str, theirs: float, ours: float, ratio: tuple, repeats: int, note: str
-) -> dict:
-    numbers = [f"{x:.4g}" for x in (theirs, ours, *ratio)]
-    return dict(zip(COLUMNS, (name, images, peer, quantity, *numbers, repeats, note)))
-
-
-# ---- one product ------------------------------------------------------------------------------------------------------
-
-
-def pyhessian_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
-    import pyhessian
-
-    with bridged(torch.float32):
-        operator = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=batch, cuda=batch[1].device.type == "cuda")
-    sizes = [p.numel() for p in operator.params]
-
-    def product(vector: Tensor) -> Tensor:
-        parts = [part.view(p.shape) for part, p in zip(vector.split(sizes), operator.params)]
-        images = pyhessian.hessian_vector_product(operator.gradsH, operator.params, parts)
-        return torch.cat([image.reshape(-1) for image in images])
-
-    return product
-
-
-def eigenthings_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
-    from hessian_eigenthings import HessianOperator, supervised_loss
-
-    return HessianOperator(model, [batch], supervised_loss(nn.functional.cross_entropy)).matvec
-
-
-def curvlinops_product(model: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:
-    from curvlinops import HessianLinearOperator
-
-    operator = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), [batch], check_deterministic=False
-    )
-    return lambda vector: operator @ vector
-
-
-PRODUCTS: dict[str, Callable[[nn.Module, Batch], Callable[[Tensor], Tensor]]] = {
-    "pyhessian": pyhessian_product,
-    "hessian-eigenthings": eigenthings_product,
-    "curvlinops-for-pytorch": curvlinops_product,
-}
-
-
-def compare_products(risk: ModelRisk, images: int, *, repeats: int, c: int = 0) -> list[dict]:
-    """Return rows: seconds of one product of one class, in turn, after their answers agreed."""
-    batch = class_batch(risk, c)
-    row_of_lane = torch.eye(len(risk.class_names), dtype=torch.float64)[c][None]
-    vector = torch.randn(len(risk.theta), generator=stream(0, "benchmark/vector"), dtype=torch.float64)
-    vector = (vector / vector.norm()).to(risk.theta)
-    exact = risk.in_float64().hvps(risk.in_float64().theta, row_of_lane, vector.double()[None])[0]
-    rows = []
-    with risk.hessian(risk.theta, row_of_lane) as batched:
-        for name, make in PRODUCTS.items():
-            try:
-                theirs = make(trainable_copy(risk), batch)
-            except ImportError:
-                print(f"  {name} is not installed: left out")
-                continue
-            calls = {"theirs": partial(theirs, vector), "ours": lambda: batched(vector[None, None])[0, 0]}
-            answers = {key: call().double() for key, call in calls.items()}
-            gap = float((answers["theirs"] - answers["ours"]).norm() / answers["ours"].norm())
-            assert gap < PRODUCT_TOLERANCE, f"{name}: the products differ by {gap:.1e}"
-            error = {key: float((answer - exact).norm() / exact.norm()) for key, answer in answers.items()}
-            seconds: dict[str, list[float]] = {key: [] for key in calls}
-            for _ in range(repeats):
-                for key, call in calls.items():
-                    synchronise(risk.device)
-                    start = time.perf_counter()
-                    call()
-                    synchronise(risk.device)
-                    seconds[key].append(time.perf_counter() - start)
-            note = f"products differ by {gap:.1e}; from float64, kinks included: theirs {error['theirs']:.1e}, "
-            note += f"ours {error['ours']:.1e}"
-            rows.append(ratio_row("product seconds", images, name, seconds["theirs"], seconds["ours"], note))
-            print(f"  product, {images} images, {name}: ratio {rows[-1]['ratio']}", flush=True)
-    return rows
-
-
 # ---- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +256,7 @@ def main() -> None:
             args.checkpoint, model="resnet20", dataset="cifar10", data_dir=args.data_dir, split="test",
             max_per_class=images, mean=MEAN, std=STD, device=args.device,
         )  # fmt: skip
-        rows += compare_products(risk, images, repeats=args.product_repeats)
+        rows += compare_products(risk, images, repeats=args.product_repeats, classes=args.classes)
         if args.modes:
             chosen = args.reference_classes or args.classes
             found = references(risk, images, chosen, dtype=args.reference_dtype, folder=args.references)
