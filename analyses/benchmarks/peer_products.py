@@ -15,7 +15,9 @@ from landscape.risk import ModelRisk
 from landscape.spectrum.bridge import bridged
 from landscape.spectrum.pyhessian import trainable_copy
 
-PRODUCT_TOLERANCE = 1e-5
+PRODUCT_TOLERANCE = 1e-5  # the median over the classes
+# Where rounding switches a single ReLU in one of the two, the products of that class are those of neighbouring functions.
+KINK = 1e-3
 COLUMNS = (
     "row",
     "images_per_class",
@@ -127,8 +129,11 @@ def compare_products(risk: ModelRisk, images: int, *, repeats: int, classes: lis
             }
             for what, sides in calls.items():
                 answers = {key: call().double() for key, call in sides.items()}
-                gap = float((answers["theirs"] - answers["ours"]).norm() / answers["ours"].norm())
+                sizes = answers["ours"].norm(dim=1)
+                gaps = (answers["theirs"] - answers["ours"]).norm(dim=1) / sizes
+                gap, widest = float(gaps.median()), float(gaps.max())
                 assert gap < PRODUCT_TOLERANCE, f"{name}: the products of {what} differ by {gap:.1e}"
+                assert widest < KINK, f"{name}: the products of a class differ by {widest:.1e}"
                 error = {key: float((answer[0] - exact).norm() / exact.norm()) for key, answer in answers.items()}
                 seconds: dict[str, list[float]] = {key: [] for key in sides}
                 for _ in range(repeats):

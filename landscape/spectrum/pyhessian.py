@@ -15,7 +15,7 @@ from landscape.errors import LandscapeError
 from landscape.results import Journal, keep_block, validate, versions
 from landscape.risk import LaneChoice, ModelRisk, lanes_of
 from landscape.risk.arithmetic import differentiation
-from landscape.risk.lanes import Lanes
+from landscape.spectrum.assembly import assemble
 from landscape.spectrum.bridge import Batch, Criterion, PyHessianOutput, PyHessianSettings, require_used, run_pyhessian
 
 NO_EVIDENCE = "PyHessian gives no residual: an extreme Ritz value without one proves no sign of curvature"
@@ -193,28 +193,6 @@ def _context(risk: ModelRisk, row: Tensor, output: PyHessianOutput) -> dict[str,
     }
 
 
-def assemble_lanes(blocks: list[dict[str, np.ndarray]], lanes: Lanes, attributes: dict[str, Any]) -> xr.Dataset:
-    """Return the blocks of some lanes as one ``spectrum`` Dataset, checked against the schema."""
-    steps = max(block["ritz_value"].shape[1] for block in blocks)
-    variables: dict[str, tuple[tuple[str, ...], Any]] = {
-        key: (("lane",), np.array([block[key].item() for block in blocks]))
-        for key in blocks[0]
-        if not key.startswith("ritz_")
-    }
-    for key in ("ritz_value", "ritz_weight"):
-        padded = [
-            np.pad(block[key], ((0, 0), (0, steps - block[key].shape[1])), constant_values=np.nan) for block in blocks
-        ]
-        variables[key] = (("lane", "probe", "step"), np.stack(padded))
-    variables["num_examples"] = (("lane",), np.asarray(lanes.num_examples))
-    coordinates = {
-        "lane": list(lanes.names),
-        "lane_kind": ("lane", list(lanes.kinds)),
-        "lane_group": ("lane", list(lanes.groups)),
-    }
-    return validate("spectrum", xr.Dataset(variables, coords=coordinates, attrs=attributes))
-
-
 def measure_spectrum_with_pyhessian(
     risk: ModelRisk,
     lanes: LaneChoice | None = "classes",
@@ -255,7 +233,9 @@ def measure_spectrum_with_pyhessian(
         blocks.append(keep_block(journal, f"pyhessian/lane={name}", measure))
         if progress is not None:
             progress(index + 1, len(chosen), f"spectrum of {name} with PyHessian")
-    return assemble_lanes(blocks, chosen, {**risk.attributes, **backend_attributes(settings, seed, len(risk.theta))})
+    dataset = assemble(risk, chosen, blocks)
+    dataset.attrs = {**risk.attributes, **backend_attributes(settings, seed, len(risk.theta))}
+    return validate("spectrum", dataset)
 
 
 def backend_attributes(settings: PyHessianSettings, seed: int, num_parameters: int) -> dict[str, Any]:

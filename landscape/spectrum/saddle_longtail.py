@@ -14,12 +14,12 @@ from torch import Tensor
 from landscape.data.augmentation import Transform, find_transform
 from landscape.loading import CheckpointSource, LoadedCheckpoint, risk_of
 from landscape.randomness import stream
-from landscape.results import Journal, keep_block
+from landscape.results import Journal, keep_block, validate
 from landscape.risk import LaneChoice, ModelRisk, lanes_of
+from landscape.spectrum.assembly import assemble
 from landscape.spectrum.bridge import Batch, PyHessianSettings
 from landscape.spectrum.pyhessian import (
     FrozenBatches,
-    assemble_lanes,
     backend_attributes,
     measure_with_pyhessian,
     rows_of_lane,
@@ -145,7 +145,9 @@ def measure_released(
         "augmentation": f"{loaded.dataset.augmentation}, redrawn at every product" if redraws else "none",
         "option_batch_size": BATCH_SIZE,
     }
-    return assemble_lanes(blocks, chosen, attributes)
+    dataset = assemble(risk, chosen, blocks)
+    dataset.attrs = attributes
+    return validate("spectrum", dataset)
 
 
 def _ratio(found: dict[str, np.ndarray]) -> float:
