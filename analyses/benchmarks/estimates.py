@@ -5,7 +5,8 @@
 A convolutional network of 1,051 parameters is trained for seconds on digits with 134 to 3 images per class; the Hessians
 of a head, a medium and a tail class are computed densely in float64. Deflated quadrature (100 steps, the converged pairs as
 atoms, 3 x 100 steps in the complement, with a node at zero and without) meets plain quadrature of 4 x 100 steps and the
-smoothed densities that peers offer; intervals are counted over the trials; trace estimators spend 30 products each. About five minutes on one core.
+smoothed densities that peers offer; intervals are counted over the trials; trace estimators spend 30 products each. About
+five minutes on one core.
 """
 
 from __future__ import annotations
