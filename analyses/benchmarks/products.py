@@ -132,9 +132,11 @@ def many_lanes(risk: ModelRisk, rounds: int) -> dict[str, np.ndarray]:
         start += num
     generator = stream(0, "benchmark/lanes")
     vectors = torch.randn(NUM_LANES, 1, risk.theta.numel(), generator=generator).to(risk.theta)
-    operators = {
-        name: ChunkedHessian(risk.per_example, risk.theta, chunks, budget=EVERYTHING, joint=joint)
-        for name, joint in (("joint", True), ("loop", False))
+    operators = {  # the loop's products follow each other, each with all threads; joint ones have a thread per graph
+        name: ChunkedHessian(
+            risk.per_example, risk.theta, chunks, budget=EVERYTHING, joint=joint, inputs_per_example=numbers
+        )
+        for name, joint, numbers in (("joint", True, risk.inputs_per_example), ("loop", False, 0))
     }
     assert operators["joint"].strategies["joint"] == NUM_LANES
     require_equal(operators["joint"](vectors), operators["loop"](vectors))
