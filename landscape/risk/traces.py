@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 # More classes than this (backward passes per example) and random probes are the cheaper way to a useful trace.
 MOST_CLASSES = 32
-# Examples in one graph, each with weights of its own; more fall out of a CPU's caches.
-CPU_BLOCK = 16
-GPU_BLOCK = 256
+# Weights in one graph, where every example has its own; more fall out of a CPU's caches, fewer leave overhead.
+CPU_NUMBERS = 2**22
+GPU_NUMBERS = 2**28
 # A tensor's own curvature is zero below this many units of rounding of the product it is a part of.
 ZERO_EPS = 8.0
 # Logit directions that together hold less than this share of an example's curvature are not measured.
@@ -113,7 +113,8 @@ def _blocks_are_zero(risk: ModelRisk) -> bool:
 @differentiation()
 def _example_traces(risk: ModelRisk, rows: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the traces (m,) of single examples' Gauss-Newton matrices and their errors; None where they cannot be mapped."""
-    size = GPU_BLOCK if risk.device.type == "cuda" else CPU_BLOCK
+    numbers = GPU_NUMBERS if risk.device.type == "cuda" else CPU_NUMBERS
+    size = max(1, min(risk.chunk_size, round(numbers / len(risk.theta))))
     blocks = rows.chunk(-(-len(rows) // size))
     found: list[tuple[Tensor, Tensor]] = []
     workers = Workers(len(blocks), len(rows) * risk.inputs_per_example, risk.device)

@@ -13,7 +13,7 @@ ASK = "from landscape.risk.allocation import keep_freed_memory; print(keep_freed
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other allocators")
 def test_settings_of_the_user_stand():
-    for name, expected in (("UNRELATED", str(keep_freed_memory())), (VARIABLES[0], "False")):
-        environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | {name: "131072"}
-        done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+    assert keep_freed_memory() == keep_freed_memory()
+    environment = {**os.environ, VARIABLES[0]: "131072"}
+    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

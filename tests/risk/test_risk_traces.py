@@ -77,7 +77,7 @@ def test_traces_of_every_loss_against_dense_hessians(name):
 
 def test_exact_to_rounding_when_no_direction_is_left_out(monkeypatch):
     monkeypatch.setattr(module, "NEGLIGIBLE", 0.0)
-    monkeypatch.setattr(module, "CPU_BLOCK", 3)
+    monkeypatch.setattr(module, "CPU_NUMBERS", 3 * 400)
     model = nn.Sequential(nn.Flatten(), fill(nn.Linear(64, 5)), nn.ReLU(), fill(nn.Linear(5, len(COUNTS)))).double()
     risk = ModelRisk(model, (X, Y))
     values, _ = hessian_traces(risk, [0, 2])
