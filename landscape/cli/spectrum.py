@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,9 +193,7 @@ def _require_settings(given: dict[str, Any], chosen: dict[str, Any]) -> None:
             replace(plan.spectrum, **chosen)
     except LandscapeError as error:
         what, colon, why = str(error).partition(":")
-        names = [name for name in SETTINGS if name in what]
-        for name in names:
-            what = what.replace(name, _flag(name))
+        what = re.sub(r"\w+", lambda word: _flag(word[0]) if word[0] in SETTINGS else word[0], what)
         raise LandscapeError(what + colon + why) from None
 
 

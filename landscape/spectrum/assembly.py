@@ -38,13 +38,10 @@ def assemble(risk: ClassRisk, lanes: Lanes, records: list[dict[str, np.ndarray]]
     dataset["num_examples"] = ("lane", np.asarray(lanes.num_examples))
     if all(key in record for record in records for key in VECTORS):
         _add_vectors(dataset, risk, records)
-    return dataset.assign_coords(
-        lane=list(lanes.names),
-        lane_kind=("lane", list(lanes.kinds)),
-        lane_group=("lane", list(lanes.groups)),
-        affected_lane=list(lanes.names),
-        other_lane=list(lanes.names),
-    )
+    names = list(lanes.names)
+    others = {key: names for key in ("affected_lane", "other_lane") if key in dataset.dims}
+    kinds = {"lane_kind": ("lane", list(lanes.kinds)), "lane_group": ("lane", list(lanes.groups))}
+    return dataset.assign_coords({"lane": names, **kinds, **others})
 
 
 def _lane_values(lanes: Lanes, per_class: np.ndarray) -> np.ndarray:
