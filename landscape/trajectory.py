@@ -51,6 +51,8 @@ class Snapshot:
         What the checkpoint says about itself; empty for a file of others.
     shapes
         Those of its tensors, by name.
+    is_numbered
+        Whether ``epoch`` is only its position in the list.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Snapshot:
     sha256: str
     record: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    is_numbered: bool = False
 
     @classmethod
     def of(cls, path: str | Path) -> Snapshot:
@@ -95,7 +98,7 @@ def order_snapshots(paths: Sequence[str | Path]) -> list[Snapshot]:
     for snapshot in snapshots[1:]:
         _require_shapes(snapshots[0].shapes, snapshot.shapes, snapshots[0].path, snapshot.path)
     if any(s.epoch is None for s in snapshots):
-        return [replace(s, epoch=position) for position, s in enumerate(snapshots)]
+        return [replace(s, epoch=position, is_numbered=True) for position, s in enumerate(snapshots)]
     snapshots.sort(key=lambda s: s.epoch or 0)
     for one, other in itertools.pairwise(snapshots):
         if one.epoch == other.epoch:
@@ -259,6 +262,7 @@ def _joined(parts: Sequence[xr.Dataset], snapshots: Sequence[Snapshot]) -> xr.Da
     joined = joined.merge(shared)
     joined.attrs = {k: v for k, v in parts[0].attrs.items() if k not in OWN_ATTRIBUTES}
     stages: dict[Stage, None] = dict.fromkeys(stage for s in snapshots for stage in training_stages(s.record))
+    joined.attrs["epoch_means"] = "position" if any(s.is_numbered for s in snapshots) else "epochs done"
     joined.attrs["stages"] = [list(stage) for stage in sorted(stages)]
     epochs = [float("nan") if s.epoch is None else float(s.epoch) for s in snapshots]
     return joined.assign_coords(

@@ -12,7 +12,7 @@ import typer
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.measuring import estimate, measure_groups
-from landscape.cli.terminal import ProgressLine, print_json, say, show_table, with_error
+from landscape.cli.terminal import ProgressLine, meaning_of_trace_error, print_json, say, show_table, with_error
 from landscape.cli.train import show_verdicts
 from landscape.errors import LandscapeError, unknown_name
 
@@ -110,7 +110,8 @@ def _show_summary(table: pd.DataFrame, as_json: bool) -> None:
             "verdict": [str(v) for v in table.verdict],
         }
     )
-    say("loss, |g|: exact over the n examples; lambda ± residual and rounding; trace ± standard error over probes")
+    say("loss, |g|: exact over the n examples; lambda ± residual and rounding")
+    say(f"trace ± {meaning_of_trace_error(table)}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.terminal import print_json, say, show_table, with_error
+from landscape.cli.terminal import meaning_of_trace_error, print_json, say, show_table, with_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +166,7 @@ def _show_density(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
     say("")
     show_table(columns)
     if _is_known(dataset, "trace_stderr"):
-        say("trace ± standard error over probes, in the complement of the eigenpairs that were found")
+        say(f"trace ± {meaning_of_trace_error(dataset)}")
     else:
         say("trace, negative energy: no error bars")
     if _is_known(dataset, "negative_energy_low"):
@@ -218,6 +218,8 @@ def show_trajectory(dataset: xr.Dataset) -> None:
     show_table(columns)
     say("accuracy ± standard error; lambda ± residual and rounding; ratio: |lambda_min| / lambda_max")
     say("overlap: squared cosine of v_min with the checkpoint before")
+    if dataset.attrs.get("epoch_means") == "position":
+        say("epoch: the position in the list, since not every file states its epoch")
     for one in each:
         if set(map(str, one.verdict.values)) & set(WITHOUT_VERDICT):
             say(f"epoch {float(one.epoch):g}:")

@@ -139,3 +139,10 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and (content != content or content in (float("inf"), float("-inf"))):
         return None
     return content
+
+
+def meaning_of_trace_error(table: Any) -> str:
+    """Return what stands behind the traces' errors in a table or Dataset: an interval of just that width is a bound."""
+    if "trace_high" in table and bool((table["trace_high"] - table["trace"] <= 1.001 * table["trace_stderr"]).all()):
+        return "bound on rounding and on the logit directions left out"
+    return "standard error over probes, in the complement of the eigenpairs that were found"

@@ -78,7 +78,7 @@ def plot_trajectory(
     name = next(iter(data))
     picture = Picture(
         "Both ends of the Hessian's spectrum over the training" + (f", {name}" if name else ""),
-        arrange(panels, len(panels), 1, "epochs done"),
+        arrange(panels, len(panels), 1, _epochs_title(trajectory)),
         prep.scale_card(data, lanes=chosen),
         _NOTE + _stage_note(trajectory),
         panel_size=(6.2, 1.95),
@@ -177,6 +177,11 @@ def _axis(label: str, values: Array) -> Axis:
     margin = 0.1 * max(edges[1] - edges[0], 0.5)
     bottom, top = symlog_inverse(edges + np.array([-margin, margin]), within).tolist()
     return Axis(f"{label}\n(linear within ±{within:g})", "symlog", (bottom, top), float(within))
+
+
+def _epochs_title(trajectory: xr.Dataset) -> str:
+    is_position = trajectory.attrs.get("epoch_means") == "position"
+    return "position in the list: not every file states its epoch" if is_position else "epochs done"
 
 
 def _stages(trajectory: xr.Dataset) -> list[tuple[str, float, str]]:
