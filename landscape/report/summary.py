@@ -198,7 +198,7 @@ def _row(
         if (slope := number(spectrum, "gradient_norm", lane)) > 0
         else "–",
         "lower bound": measured("lambda_min_lower_bound"),
-        "trace ± se": _pair(spectrum, "trace", "trace_stderr", lane),
+        "trace ± error": _pair(spectrum, "trace", "trace_stderr", lane),
         "negative energy ± se": _pair(spectrum, "negative_energy", "negative_energy_stderr", lane),
         "crossover radius": measured("crossover_radius"),
         "quadratic radius": measured("quadratic_radius"),
