@@ -58,7 +58,8 @@ GLOSSARY = (
     ),
     (
         "error bars",
-        "residuals are guaranteed; intervals of trace, negative energy and mass are over random probes, that of the "
+        "residuals are guaranteed; intervals of negative energy, mass and trace are over random probes (the trace of a "
+        "piecewise linear network is exact: its error bounds rounding and what was left out), that of the "
         "curvature along v_min over images: would other images of the class show it?",
     ),
     (
