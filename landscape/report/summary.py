@@ -59,7 +59,7 @@ GLOSSARY = (
     (
         "error bars",
         "residuals are guaranteed; intervals of negative energy, mass and trace are over random probes (the trace of a "
-        "piecewise linear network is exact: its error bounds rounding and what was left out), that of the "
+        "piecewise linear network has none: its error is rounding and an allowance for what was left out), that of the "
         "curvature along v_min over images: would other images of the class show it?",
     ),
     (

@@ -46,9 +46,10 @@ def hessian_traces(risk: ModelRisk, classes: Sequence[int]) -> tuple[Tensor, Ten
     .. math:: \mathrm{tr}\, H_c = \frac{1}{N_c} \sum_{i \in c} \sum_k a_{ik} \, |J_i^T l_{ik}|^2,
 
     one backward pass per direction, a third of a product each. Directions that hold less than a hundredth of an example's
-    curvature together are left to the mean of the others, and their share times the largest is the error. Whether the
-    blocks are zero is measured: products of random logit combinations of a few examples with a random vector in each
-    tensor. A block that is not zero passes with probability zero, as far as those examples use every operation.
+    curvature together are left to the mean of the others, and their share times the largest is the error, beside rounding: an
+    allowance, not a bound, since nobody measured their slopes. Whether the blocks are zero is measured: products of random
+    logit combinations of a few examples with a random vector in each tensor. All blocks of a network that bends in them
+    have hardly a chance to vanish there to rounding, as far as those examples use every operation.
 
     Parameters
     ----------
@@ -165,7 +166,7 @@ def _jacobian_graph(risk: ModelRisk, rows: Tensor) -> _Graph | None:
 
 
 def _sums_of_squares(graph: _Graph) -> tuple[Tensor, Tensor]:
-    """Return sum_k a_k |J'l_k|^2 of each example, and what the directions left out may add at most."""
+    """Return sum_k a_k |J'l_k|^2 of each example, and an allowance: the directions left out at the largest slope measured."""
     logits, points, curvatures, directions = graph
     zero = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     if not logits.requires_grad:

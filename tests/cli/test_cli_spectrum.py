@@ -47,7 +47,7 @@ def plain(checkpoint, tmp_path_factory) -> tuple[str, xr.Dataset]:
 def test_every_number_comes_with_its_error_or_is_called_exact(plain):
     text, dataset = plain
     assert all(len(line) <= 120 for line in text.splitlines()[:-1])
-    for words in ("loss, |g|: exact", "accuracy ± standard error", "lambda ± residual", "trace ± bound"):
+    for words in ("loss, |g|: exact", "accuracy ± standard error", "lambda ± residual", "trace ± rounding"):
         assert words in text
     for column in ("v'Hv over images", "crossover", "v'Gv", "negative energy", "negative mass", "index", "products"):
         assert column in text
@@ -150,7 +150,7 @@ def test_matched_draws_that_are_all_images_have_no_error(checkpoint, tmp_path):
 
 
 def test_the_trace_says_what_its_error_means(checkpoint, tmp_path):
-    for trace, words in (("exact", "trace ± bound on rounding"), ("probes", "trace ± standard error over probes")):
+    for trace, words in (("exact", "trace ± rounding, and what"), ("probes", "trace ± standard error over probes")):
         out = tmp_path / f"{trace}.nc"
         assert words in succeeds("spectrum", checkpoint, "--out", out, *FEW, *FAST, "--trace", trace)
         dataset = load_results(out)["spectrum"].to_dataset()
