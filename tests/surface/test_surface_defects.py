@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import measure_spectrum, surface
+from landscape import measure_spectrum
 from landscape.directions import filter_normalised, gaussian
 from landscape.errors import LandscapeError
 from landscape.perturbation import PerturbationOptions, measure_perturbation
@@ -21,7 +21,7 @@ from landscape.randomness import stream
 from landscape.results import load_results, save_results
 from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.spectrum import SpectrumOptions
-from landscape.surface import cosine, measure_surface, random_directions
+from landscape.surface import cosine, measure, measure_surface, random_directions
 
 E1, E2 = torch.eye(2, dtype=torch.float64)
 X, Y = np.array([-1.0, 0.0, 0.5, 1.5]), np.array([-0.5, 0.0, 2.0])
@@ -153,7 +153,7 @@ def test_3_4_constant_surface(monkeypatch):
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(LandscapeError, match="constant"):  # the one way to ask for a constant surface
         measure_surface(risk, "all", directions=[torch.zeros_like(risk.theta)])
-    monkeypatch.setattr(surface, "class_losses", lambda risk, point: {"loss": risk.losses(risk.theta)})
+    monkeypatch.setattr(measure, "class_losses", lambda risk, point: {"loss": risk.losses(risk.theta)})
     check_fails(check_moves, measure_surface(risk, "all", x=[-1, 0, 1]))
 
 
@@ -276,7 +276,7 @@ def test_3_8_model_left_moved(monkeypatch):
     risk = network_risk(model)
     measure_surface(risk, kind="plane", x=[-1, 1], y=[-1, 1])
     check_restored(model, before)
-    monkeypatch.setattr(surface, "class_losses", lambda risk, point: 1 / 0)
+    monkeypatch.setattr(measure, "class_losses", lambda risk, point: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure_surface(risk, kind="plane", x=[-1, 1], y=[-1, 1])
     check_restored(model, before)
