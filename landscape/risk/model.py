@@ -271,6 +271,15 @@ class ModelRisk:
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 classes of the rows, ascending, on the device."""
+        return self._examples.labels
+
+    def row_chunks(self) -> Iterator[slice]:
+        """Yield the rows of all examples in chunks that fit a forward pass with gradients."""
+        return self._examples.chunks(range(len(self.class_names)), self.chunk_size)
+
     def logits(self, theta: Tensor, rows: slice, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """Return the logits (rows, C) at theta."""
         return self._network.logits(theta, self._examples.read(rows, self.dtype), buffers)
