@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.risk.inputs import Inputs, call_with
+from landscape.risk.inputs import Inputs, call_with, num_rows, rows_of
 
 BatchNormPolicy = Literal["frozen", "batch", "recalibrate"]
 
@@ -73,6 +73,15 @@ def batch_statistics(layers: Sequence[_BatchNorm]) -> Iterator[None]:
     finally:
         for layer, (training, is_tracking) in zip(layers, modes):
             layer.training, layer.track_running_stats = training, is_tracking
+
+
+def calibration_batches(stored: Inputs, size: int) -> list[Inputs]:
+    """Return stored inputs (M, ...) in batches of at most ``size``.
+
+    Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
+    """
+    num_batches = -(-num_rows(stored) // size)
+    return [rows_of(stored, slice(start, None, num_batches)) for start in range(num_batches)]
 
 
 @torch.no_grad()

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
 from landscape.risk.arithmetic import differentiation, random_states_kept
-from landscape.risk.batchnorm import BatchNormPolicy, describe, recalibrate, require_batch, require_layers
+from landscape.risk.batchnorm import (
+    BatchNormPolicy,
+    calibration_batches,
+    describe,
+    recalibrate,
+    require_batch,
+    require_layers,
+)
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
 from landscape.risk.evaluation import class_means, lane_means
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
@@ -165,8 +172,6 @@ class ModelRisk:
         with random_states_kept(self.device):
             prove_deterministic(self)
 
-    # ---- construction -------------------------------------------------------------------------------------------
-
     def _use(self, network: Network) -> None:
         self._network, self.layout, self.theta = network, network.layout, network.theta
 
@@ -178,16 +183,12 @@ class ModelRisk:
     @property
     def chunk_size(self) -> int:
         """Examples per forward pass with gradients."""
-        if self._chunk_size is not None:
-            return self._chunk_size
-        return default_chunk_size(self.device, self._bytes_per_example)
+        return self._chunk_size or default_chunk_size(self.device, self._bytes_per_example)
 
     @property
     def memory_budget(self) -> int:
         """Bytes for retained graphs."""
-        if self._memory_budget is not None:
-            return self._memory_budget
-        return available_memory(self.device) // 4
+        return available_memory(self.device) // 4 if self._memory_budget is None else self._memory_budget
 
     def in_float64(self) -> ModelRisk:
         """Return the same risk in float64: the measure of what rounding does to this one."""
@@ -224,11 +225,9 @@ class ModelRisk:
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
         if self._policy != "recalibrate":
             return self._network.buffers
-        num_batches = -(-num_rows(self._calibration) // self.chunk_size)
-        # Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
-        stored = [rows_of(self._calibration, slice(start, None, num_batches)) for start in range(num_batches)]
-        batches = (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in stored)
-        return recalibrate(self._model, self._network.parameters_at(theta), batches)
+        batches = calibration_batches(self._calibration, self.chunk_size)
+        inputs = (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in batches)
+        return recalibrate(self._model, self._network.parameters_at(theta), inputs)
 
     def _require_batch(self, classes: Sequence[int], chunk_size: int | None = None) -> None:
         fits = self.memory_budget // (2 * self._bytes_per_example)
@@ -269,8 +268,6 @@ class ModelRisk:
         }
         return clone
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
-
     @property
     def labels(self) -> Tensor:
         """(N,) int64 classes of the rows, ascending, on the device."""
@@ -290,8 +287,7 @@ class ModelRisk:
 
     def losses_of(self, logits: Tensor, rows: slice) -> Tensor:
         """Return the per-example losses (rows,) of logits (rows, C), differentiable."""
-        losses = self.loss(logits, self._examples.labels[rows])
-        expected = tuple(logits.shape[:1])
+        losses, expected = self.loss(logits, self.labels[rows]), tuple(logits.shape[:1])
         if tuple(losses.shape) != expected:
             raise LandscapeError(
                 f"loss '{self.loss_name}': expected one value per example {expected}, got {tuple(losses.shape)}; "
@@ -313,8 +309,6 @@ class ModelRisk:
         With ``batchnorm="batch"`` every class is a batch of its own.
         """
         return class_means(self, theta, classes)
-
-    # ---- derivatives --------------------------------------------------------------------------------------------
 
     @differentiation()
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
