@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,9 +50,6 @@ class Plan:
     eigen_points: int = 15
     max_per_class: int | None = 50
 
-
-# Steps after which the extremes of a network's lane have usually converged: 24 to 48 on digits, 16 to 48 on CIFAR.
-TYPICAL_STEPS = 40
 
 PRESETS: dict[str, Plan] = {
     "quick": Plan(
@@ -318,78 +314,6 @@ def diagnose(
     'saddle'
     """
     return summarise(measure_everything(risk, lanes, plan=choose_plan(preset), seed=seed, progress=progress))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a plan will cost on this machine, from one timed block each.
-
-    Attributes
-    ----------
-    seconds
-        Expected wall time of all analyses.
-    bytes
-        Expected peak memory beyond the model: retained graphs and Lanczos bases.
-    num_evaluations, num_products
-        Passes over all examples, and Hessian products of one pass.
-    """
-
-    seconds: float
-    bytes: int
-    num_evaluations: int
-    num_products: int
-
-
-def estimate_cost(
-    risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None, *, parts: Collection[str] = ANALYSES
-) -> Estimate:
-    """Time one evaluation and one Hessian product of every lane, and count how many of them a plan needs.
-
-    The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``. ``parts`` are those of ``ANALYSES`` that
-    are to be run.
-    """
-    chosen = lanes_of(risk, lanes)
-    theta = risk.theta
-    start = time.perf_counter()
-    risk.evaluate(theta)
-    evaluation = time.perf_counter() - start
-    product_seconds = 0.0
-    widest = chosen.weights[int(np.argmax(chosen.num_examples))]
-    vector = torch.nn.functional.normalize(torch.ones_like(theta), dim=0)
-    with risk.hessian(theta, widest[None]) as product:
-        product(vector[None, None])
-        start = time.perf_counter()
-        product(vector[None, None])
-        product_seconds = (time.perf_counter() - start) * sum(chosen.num_examples) / max(chosen.num_examples)
-    options, perturbation = plan.spectrum, plan.perturbation
-    lane_passes = sum(chosen.num_examples) / max(int(risk.class_counts.sum()), 1)
-    products, evaluations = _products(options) if "spectrum" in parts else 0, 0
-    if "spectrum" in parts:
-        evaluations += round(lane_passes * 20)  # walks
-    if "perturbation" in parts:
-        evaluations += perturbation.num_draws * (len(perturbation.radii) + len(perturbation.sigmas))
-        evaluations += round(lane_passes * 4 * perturbation.ascent_steps * len(perturbation.rhos))
-    if "surface" in parts:
-        evaluations += plan.line_points * plan.line_pairs + plan.plane_points**2 + plan.eigen_points**2
-    graph = getattr(risk, "_bytes_per_example", 0) * 2 * max(chosen.num_examples)
-    graph = min(graph, getattr(risk, "memory_budget", graph))
-    basis = (options.max_steps + options.num_probes * (options.num_steps + options.max_steps)) * len(theta)
-    return Estimate(
-        seconds=evaluation * evaluations + product_seconds * products,
-        bytes=graph + basis * theta.element_size(),
-        num_evaluations=evaluations,
-        num_products=products,
-    )
-
-
-def _products(options: SpectrumOptions) -> int:
-    """Return about how many Hessian products a lane takes."""
-    if options.budget is not None and options.until == "converged":
-        return options.budget
-    extremes = options.overhead + min(TYPICAL_STEPS, options.longest_run)
-    if options.until == "verdict":
-        return extremes
-    return extremes + 2 * options.num_traces + options.num_probes * options.num_steps
 
 
 def capped(plan: Plan, image_pixels: int, max_per_class: int | None) -> Plan:

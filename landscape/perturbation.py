@@ -17,8 +17,11 @@ from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
+from landscape.risk.points import Walk, walk_of
 
 Progress = Callable[[int, int, str], None]
+# What a draw reads, of all that is evaluated: plain cross-entropy, and the training loss where it is another one.
+LOSSES_OF_DRAWS = ("loss", "own_loss")
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,6 @@ def random_direction(
     return layout.flatten(draws)
 
 
-def class_losses(risk: ClassRisk, theta: Tensor) -> dict[str, Tensor]:
-    """Return ``loss`` (C,), plain cross-entropy where the risk knows it, and ``own_loss`` where that differs."""
-    values = risk.evaluate(theta)
-    if "cross_entropy" not in values or risk.attributes.get("objective") == "ce":
-        return {"loss": values["loss"]}
-    return {"loss": values["cross_entropy"], "own_loss": values["loss"]}
-
-
 def lane_means(lanes: Lanes, values: Tensor) -> np.ndarray:
     """Return (L,) from class values (C,); classes without weight (perhaps NaN) do not enter."""
     weights = lanes.weights
@@ -165,14 +160,13 @@ def worst_case(
     return best, first
 
 
-def _draws(risk: ClassRisk, lanes: Lanes, direction: Tensor, scales: tuple[float, ...]) -> dict[str, np.ndarray]:
+def _draws(risk: ClassRisk, walk: Walk, direction: Tensor, scales: tuple[float, ...]) -> dict[str, np.ndarray]:
     """Return, for +d and -d at every scale, the losses of all lanes: (2, scales, lanes) per variable."""
-    out: dict[str, list[np.ndarray]] = {}
-    for sign in (1.0, -1.0):
-        for scale in scales:
-            for name, values in class_losses(risk, risk.theta + (sign * scale) * direction).items():
-                out.setdefault(name, []).append(lane_means(lanes, values))
-    return {name: np.stack(rows).reshape(2, len(scales), len(lanes)) for name, rows in out.items()}
+    points = [risk.theta + (sign * scale) * direction for sign in (1.0, -1.0) for scale in scales]
+    values = [walk.at(point) for point in points]
+    names = [name for name in LOSSES_OF_DRAWS if name in values[0]]
+    rows = {name: torch.stack([value[name] for value in values]).cpu().numpy() for name in names}
+    return {name: row.reshape(2, len(scales), -1) for name, row in rows.items()}
 
 
 def measure_perturbation(
@@ -237,7 +231,9 @@ def measure_perturbation(
         if progress is not None:
             progress(done, total, text)
 
-    centre = {name: lane_means(chosen, values) for name, values in class_losses(risk, risk.theta).items()}
+    walk = walk_of(risk, chosen)
+    at_weights = walk.at_weights()
+    centre = {name: at_weights[name].cpu().numpy() for name in LOSSES_OF_DRAWS if name in at_weights}
 
     def sample(kind: str, scales: tuple[float, ...]) -> dict[str, np.ndarray]:
         pairs = []
@@ -248,7 +244,7 @@ def measure_perturbation(
                     journal,
                     f"perturbation/{kind}/pair={pair}",
                     lambda g=generator: _draws(
-                        risk, chosen, random_direction(risk, g, is_filter_normalised=kind == "filter"), scales
+                        risk, walk, random_direction(risk, g, is_filter_normalised=kind == "filter"), scales
                     ),
                 )
             )

@@ -20,13 +20,13 @@ from landscape.diagnosis import (
     Plan,
     capped,
     choose_plan,
-    estimate_cost,
     measure_accuracy,
     measure_everything,
     summarise,
 )
 from landscape.drawing import Drawing
 from landscape.errors import LandscapeError
+from landscape.estimation import estimate_cost
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, load_checkpoint, risk_of
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically

@@ -228,6 +228,10 @@ class Journal:
             np.savez(target, **arrays)  # type: ignore[arg-type]
         return arrays
 
+    def discard(self, name: str) -> None:
+        """Remove a block, if it is there."""
+        self.path(name).unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove this recipe's blocks (after the merged result was written) and the folder if nothing else is in it.
 

@@ -15,16 +15,17 @@ from landscape.diagnosis import (
     capped,
     choose_plan,
     diagnose,
-    estimate_cost,
     measure_accuracy,
     measure_everything,
     summarise,
 )
 from landscape.errors import LandscapeError
+from landscape.estimation import estimate_cost
 from landscape.loading import load_risk
 from landscape.perturbation import PerturbationOptions
 from landscape.results import SCHEMA, Journal, load_results, save_results, validate
 from landscape.risk import AnalyticRisk, ModelRisk
+from landscape.risk.evaluator import PointEvaluator
 from landscape.spectrum import VERDICTS, SpectrumOptions
 from landscape.training import TrainSpec, train
 
@@ -317,8 +318,9 @@ def test_the_estimate_counts_the_evaluations_that_are_made(digits, monkeypatch):
     plan = PRESETS["quick"]
     expected = estimate_cost(digits, plan, "all").num_evaluations
     calls = []
-    evaluate = ModelRisk.evaluate
-    monkeypatch.setattr(ModelRisk, "evaluate", lambda self, *a, **k: calls.append(1) or evaluate(self, *a, **k))
+    for owner, name in ((ModelRisk, "evaluate"), (PointEvaluator, "__call__")):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *a, own=own, **k: calls.append(1) or own(self, *a, **k))
     measure_everything(digits, "all", plan=plan)
     assert expected / 2 < len(calls) < 2 * expected
 

@@ -17,6 +17,7 @@ from landscape.perturbation import PerturbationOptions, measure_perturbation, ra
 from landscape.randomness import stream
 from landscape.results import Journal, load_results, save_results
 from landscape.risk import AnalyticRisk, ModelRisk
+from landscape.risk.evaluator import PointEvaluator
 
 NUM = 6
 CENTRE = torch.linspace(0.5, 1.5, NUM, dtype=torch.float64)
@@ -293,8 +294,8 @@ def margin_risk():
 
 def test_own_loss_and_cross_entropy_come_from_one_pass(margin_risk, monkeypatch):
     calls = []
-    evaluate = ModelRisk.evaluate
-    monkeypatch.setattr(ModelRisk, "evaluate", lambda self, *a, **k: calls.append(1) or evaluate(self, *a, **k))
+    evaluate = PointEvaluator.__call__
+    monkeypatch.setattr(PointEvaluator, "__call__", lambda self, *a, **k: calls.append(1) or evaluate(self, *a, **k))
     result = measure_perturbation(margin_risk, options=options(num_draws=4, radii=(0.2,)))
     assert len(calls) == 1 + 4  # the centre and the draws
     plain = ModelRisk(cosine_model(), images_and_labels(), loss="ce", dtype=torch.float64)

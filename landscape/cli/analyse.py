@@ -226,7 +226,7 @@ def surface(
             x=default if alphas is None else alphas,
             y=default if betas is None else betas,
             num_pairs=num_pairs or (ready.plan.line_pairs if kind == "line" else 1),
-            batchnorm=batchnorm,
+            batchnorm=batchnorm,  # type: ignore[arg-type]  # it says itself what it takes
             **shared,
         )
         return {group: dataset}

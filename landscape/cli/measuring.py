@@ -32,7 +32,8 @@ def estimate(
     num_times: int = 1,
 ) -> None:
     """Print the estimated time and memory of all analyses, or of one with the plan adapted to its options."""
-    from landscape.diagnosis import ANALYSES, estimate_cost
+    from landscape.diagnosis import ANALYSES
+    from landscape.estimation import estimate_cost
     from landscape.pipeline import prepare
 
     ready = prepare(source, spec)

@@ -16,6 +16,9 @@ from landscape.risk.inputs import Inputs, call_with, num_rows, rows_of
 
 BatchNormPolicy = Literal["frozen", "batch", "recalibrate"]
 
+# Statistics are averaged over batches of this size, the usual one of training: what they are depends on it.
+CALIBRATION_BATCH = 128
+
 
 def require_layers(model: nn.Module, policy: str) -> None:
     """Raise LandscapeError for an unknown policy, or one for layers that the model does not have."""
@@ -45,7 +48,8 @@ def require_batch(class_names: Sequence[str], num_examples: int, capacity: int) 
 def describe(policy: BatchNormPolicy, num_calibration: int) -> str:
     """Return what a result records."""
     if policy == "recalibrate":
-        return f"recalibrated on {num_calibration} examples at every point"
+        batch = min(num_calibration, CALIBRATION_BATCH)
+        return f"recalibrated on {num_calibration} examples in batches of {batch} at every point"
     return {"frozen": "frozen", "batch": "statistics of each lane's own examples"}[policy]
 
 
@@ -75,12 +79,12 @@ def batch_statistics(layers: Sequence[_BatchNorm]) -> Iterator[None]:
             layer.training, layer.track_running_stats = training, is_tracking
 
 
-def calibration_batches(stored: Inputs, size: int) -> list[Inputs]:
-    """Return stored inputs (M, ...) in batches of at most ``size``.
+def calibration_batches(stored: Inputs) -> list[Inputs]:
+    """Return stored inputs (M, ...) in batches of at most ``CALIBRATION_BATCH``.
 
     Strided: the examples may be sorted by class, and every batch must hold them all in (nearly) equal shares.
     """
-    num_batches = -(-num_rows(stored) // size)
+    num_batches = -(-num_rows(stored) // CALIBRATION_BATCH)
     return [rows_of(stored, slice(start, None, num_batches)) for start in range(num_batches)]
 
 

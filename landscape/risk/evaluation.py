@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.risk.arithmetic import precise_arithmetic
+from landscape.risk.batchnorm import require_batch
 
 if TYPE_CHECKING:
     from landscape.risk.model import ModelRisk
@@ -40,8 +41,18 @@ def _rows_of(risk: ModelRisk, classes: Sequence[int]) -> Iterable[slice]:
     if risk.is_additive:
         return risk._examples.chunks(classes, risk.chunk_size)
     for c in classes:
-        risk._require_batch([c])
+        require_one_pass(risk, [c])
     return [slice(*risk._examples.offsets[c : c + 2]) for c in classes]
+
+
+def require_one_pass(risk: ModelRisk, classes: Sequence[int], chunk_size: int | None = None) -> None:
+    """Raise LandscapeError where the examples of some classes are no batch, or do not fit one."""
+    fits = risk.memory_budget // (2 * risk._bytes_per_example)
+    require_batch(
+        [risk.class_names[c] for c in classes],
+        int(risk._examples.counts[list(classes)].sum()),
+        chunk_size or risk._chunk_size or max(risk.chunk_size, fits),
+    )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Examples:
     labels: Tensor  # (N,) int64, ascending
     offsets: tuple[int, ...]  # (C + 1,)
     transform: Transform | None = None
+    order: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (N,) the rows' places as given
 
     @classmethod
     def of(
@@ -50,7 +51,7 @@ class Examples:
         order = torch.argsort(labels, stable=True)
         counts = torch.bincount(labels, minlength=num_classes)
         offsets = (0, *torch.cumsum(counts, 0).tolist())
-        return cls(moved(rows_of(inputs, order), device), labels[order].to(device), offsets, transform)
+        return cls(moved(rows_of(inputs, order), device), labels[order].to(device), offsets, transform, order.cpu())
 
     @property
     def counts(self) -> Tensor:
@@ -92,13 +93,14 @@ class Examples:
 
     def reordered(self, order: Tensor) -> Examples:
         """Return rows in any order, any number of times each; no class owns a range of them."""
-        return Examples(rows_of(self.inputs, order), self.labels[order], (), self.transform)
+        return Examples(rows_of(self.inputs, order), self.labels[order], (), self.transform, self.order[order.cpu()])
 
     def subset(self, rows: Tensor) -> Examples:
         """Return the examples of ascending row numbers."""
         labels = self.labels[rows]
         counts = torch.bincount(labels.cpu(), minlength=len(self.offsets) - 1)
-        return Examples(rows_of(self.inputs, rows), labels, (0, *torch.cumsum(counts, 0).tolist()), self.transform)
+        offsets = (0, *torch.cumsum(counts, 0).tolist())
+        return Examples(rows_of(self.inputs, rows), labels, offsets, self.transform, self.order[rows.cpu()])
 
 
 def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> Inputs:

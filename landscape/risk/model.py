@@ -22,7 +22,7 @@ from landscape.risk.batchnorm import (
     require_layers,
 )
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
-from landscape.risk.evaluation import class_means, lane_means
+from landscape.risk.evaluation import class_means, lane_means, require_one_pass
 from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
 from landscape.risk.gauss_newton import curvature_parts, gauss_newton_products
 from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
@@ -142,14 +142,16 @@ class ModelRisk:
             num_outputs = count_outputs(self._model, moved(first_two, self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self.draws_per_example = draws_per_example
-        self.class_counts = self._examples.counts_of(draws_per_example)
-        self.class_names = names_of(num_outputs, class_names)
+        self.class_counts, self.class_names = (
+            self._examples.counts_of(draws_per_example),
+            names_of(num_outputs, class_names),
+        )
         self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
         require_members(self.groups, num_outputs)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
         self.loss_name, self.loss = resolve_loss(loss, self.train_counts, device=self.device, dtype=self.dtype)
         require_layers(self._model, batchnorm)
-        self._policy: BatchNormPolicy = batchnorm
+        self.policy: BatchNormPolicy = batchnorm
         if batchnorm == "batch":
             require_batch(self.class_names, len(labels), len(labels))
         self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch"))
@@ -165,7 +167,7 @@ class ModelRisk:
             "device": self.device.type,
             "parameters": params,
             "num_parameters": self.layout.num_parameters,
-            "batchnorm": describe(self._policy, num_rows(self._calibration)),
+            "batchnorm": describe(self.policy, num_rows(self._calibration)),
             **(attributes or {}),
         }
         self._params = params
@@ -212,7 +214,7 @@ class ModelRisk:
         """
         require_layers(self._model, policy)
         clone = self._sibling(self._examples, self.dtype, policy)
-        if "batch" in (self._policy, policy) and policy != "recalibrate":
+        if "batch" in (self.policy, policy) and policy != "recalibrate":
             with random_states_kept(self.device):
                 prove_deterministic(clone)
         return clone
@@ -220,22 +222,14 @@ class ModelRisk:
     @property
     def is_additive(self) -> bool:
         """Whether a lane is the weighted sum of its classes: always, but where its examples share batch statistics."""
-        return self._policy != "batch"
+        return self.policy != "batch"
 
     def _buffers_at(self, theta: Tensor) -> dict[str, Tensor]:
-        if self._policy != "recalibrate":
+        if self.policy != "recalibrate":
             return self._network.buffers
-        batches = calibration_batches(self._calibration, self.chunk_size)
+        batches = calibration_batches(self._calibration)
         inputs = (as_model_inputs(batch, self._examples.transform, self.dtype) for batch in batches)
         return recalibrate(self._model, self._network.parameters_at(theta), inputs)
-
-    def _require_batch(self, classes: Sequence[int], chunk_size: int | None = None) -> None:
-        fits = self.memory_budget // (2 * self._bytes_per_example)
-        require_batch(
-            [self.class_names[c] for c in classes],
-            int(self._examples.counts[list(classes)].sum()),
-            chunk_size or self._chunk_size or max(self.chunk_size, fits),
-        )
 
     def restricted(self, rows: Tensor) -> ModelRisk:
         """Return the same risk on some rows of the class-sorted examples (ascending), each of them an example."""
@@ -253,7 +247,7 @@ class ModelRisk:
     def _sibling(self, examples: Examples, dtype: torch.dtype, policy: BatchNormPolicy | None = None) -> ModelRisk:
         clone = copy.copy(self)
         clone.dtype = dtype
-        clone._policy = policy or self._policy
+        clone.policy = policy or self.policy
         clone._model = copied(self._model).to(dtype)
         clone._examples = examples
         if isinstance(self.loss, nn.Module):
@@ -264,7 +258,7 @@ class ModelRisk:
         clone.attributes = {
             **self.attributes,
             "dtype": str(dtype).removeprefix("torch."),
-            "batchnorm": describe(clone._policy, num_rows(self._calibration)),
+            "batchnorm": describe(clone.policy, num_rows(self._calibration)),
         }
         return clone
 
@@ -272,6 +266,11 @@ class ModelRisk:
     def labels(self) -> Tensor:
         """(N,) int64 classes of the rows, ascending, on the device."""
         return self._examples.labels
+
+    @property
+    def file_rows(self) -> Tensor:
+        """(N,) each row's place in the data as given."""
+        return self._examples.order
 
     def row_chunks(self) -> Iterator[slice]:
         """Yield the rows of all examples in chunks that fit a forward pass with gradients."""
@@ -314,8 +313,8 @@ class ModelRisk:
     def gradients(self, theta: Tensor, weights: Tensor) -> Tensor:
         """Return (B, n): row b is the gradient of ``sum_c weights[b, c] L_c``; one forward pass serves all rows."""
         evaluated, passes = self._passes_of(weights)
-        out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
         point = theta.detach().clone().requires_grad_()
+        out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
         for rows, shares in passes:
             losses = evaluated.per_example(point, rows)
             if not losses.requires_grad:  # the model does not use the chosen parameters
@@ -328,7 +327,7 @@ class ModelRisk:
         return out.to(self.dtype)
 
     def _require_derivatives(self) -> None:
-        if self._policy == "recalibrate":
+        if self.policy == "recalibrate":
             raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
 
     def _passes_of(self, weights: Tensor) -> tuple[ModelRisk, list[Pass]]:
@@ -345,7 +344,7 @@ class ModelRisk:
             if self.is_additive:
                 return self, lane_chunks(self._examples, weights, chunk_size or self.chunk_size, self.dtype)
             for row in weights:
-                self._require_batch(support(self._examples, row), chunk_size)
+                require_one_pass(self, support(self._examples, row), chunk_size)
             evaluated = copy.copy(self)
             evaluated._examples, chunks = lanes_apart(self._examples, weights, self.dtype)
         return evaluated, chunks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +13,20 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.perturbation import class_losses, lane_means
-from landscape.results import Journal, keep_block, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.results import Journal, versions
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
+from landscape.risk.evaluator import Precision
+from landscape.risk.points import (
+    Policy,
+    corners,
+    example_dimension,
+    point_at,
+    policy_text,
+    preview_error,
+    walk_of,
+    walk_points,
+)
 from landscape.surface.axes import cosine, random_directions
 
 Progress = Callable[[int, int, str], None]
@@ -72,7 +83,10 @@ def measure_surface(
     x: ArrayLike | None = None,
     y: ArrayLike | None = None,
     num_pairs: int = 1,
-    batchnorm: str = "frozen",
+    batchnorm: Policy = "frozen",
+    held_out: ModelRisk | None = None,
+    keep_examples: bool = False,
+    precision: Precision = "exact",
     seed: int = 0,
     group_average: GroupAverage = "examples",
     labels: Sequence[str] | None = None,
@@ -84,7 +98,8 @@ def measure_surface(
     Parameters
     ----------
     risk, lanes, seed, group_average, journal, progress
-        As in :func:`landscape.spectrum.measure_spectrum`; a journal keeps each finished row.
+        As in :func:`landscape.spectrum.measure_spectrum`; a journal keeps each finished row, and what is finished of
+        a slow one.
     kind
         ``"line"`` (one direction) or ``"plane"`` (two).
     directions
@@ -95,7 +110,16 @@ def measure_surface(
     num_pairs
         Random directions (pairs of them, for planes).
     batchnorm
-        ``"frozen"`` statistics, or ``"recalibrate"``: recomputed at every point over the calibration images.
+        ``"frozen"`` statistics; ``"recalibrate"``: recomputed at every point over the calibration images; ``"both"``:
+        side by side, the second in variables that begin with ``recalibrated_``.
+    held_out
+        A risk of the same weights on other examples, evaluated in the same walk: variables that begin with
+        ``held_out_`` (after ``recalibrated_``).
+    keep_examples
+        Keep every example's loss at every point: ``example_loss`` (pair, beta, alpha, example) float32, from which
+        any other lanes and any paired interval follow without another measurement.
+    precision
+        ``"exact"``, in the risk's dtype, or ``"preview"``: bfloat16, with the error that it made at a few points.
     labels
         What the axes mean, for figures.
 
@@ -104,7 +128,10 @@ def measure_surface(
     xarray.Dataset
         ``loss`` (pair, beta, alpha, lane), plain cross-entropy for a classifier, in nats per example, NaN and inf as
         they came; ``done`` (pair, beta, alpha); ``own_loss`` where the risk's objective is another loss. A line has
-        no ``beta``. Every value is an exact evaluation over the stated examples; nothing is interpolated.
+        no ``beta``. Networks add ``error`` (share of wrong answers), ``margin`` (mean of the class's logit minus the
+        largest other one) and ``increase_stderr``: the standard error over images of the loss minus the loss at the
+        weights, the same images at both, classes as strata; NaN where a class has one image. Every value is an exact
+        evaluation over the stated examples; nothing is interpolated.
 
     Raises
     ------
@@ -124,29 +151,40 @@ def measure_surface(
     if kind not in KINDS:
         raise unknown_name("kind of surface", kind, KINDS)
     require_fixed(risk, "a surface")
-    if batchnorm != "frozen":
-        if not hasattr(risk, "with_batchnorm"):
-            raise LandscapeError(f"batchnorm '{batchnorm}': this risk is not a network's; use 'frozen'")
-        risk = risk.with_batchnorm(batchnorm)
     chosen = lanes_of(risk, lanes, group_average=group_average)
+    beside = None if held_out is None else (held_out, lanes_of(held_out, lanes, group_average=group_average))
     alphas = _coordinates(x, DEFAULT_LINE if kind == "line" else DEFAULT_PLANE, "x")
     betas = np.zeros(1) if kind == "line" else _coordinates(y, DEFAULT_PLANE, "y")
     pairs, normalization = _pairs(risk, kind, directions, num_pairs, seed)
+    shared: dict[str, Any] = {"held_out": beside, "policy": batchnorm}
+    walk = walk_of(risk, chosen, precision=precision, keep_examples=keep_examples, **shared)
+    total, done = len(pairs) * len(betas) * len(alphas), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total, f"{kind}, point {done} of {total}")
+
     rows = []
     for number, axes in enumerate(pairs):
         for i, beta in enumerate(betas):
-            base = risk.theta.double() if kind == "line" else risk.theta.double() + float(beta) * axes[1].double()
             name = f"surface/{kind}/pair={number}/row={i}"
-            rows.append(keep_block(journal, name, lambda b=base, d=axes[0]: _row(risk, chosen, b, d, alphas)))
-            if progress is not None:
-                progress(len(rows), len(pairs) * len(betas), f"{kind}, row {i + 1} of {len(betas)}")
+            places = [partial(point_at, risk, axes, float(alpha), float(beta)) for alpha in alphas]
+            rows.append(walk_points(walk, places, journal=journal, name=name, tick=tick))
     dataset = _grid(rows, kind, len(pairs), alphas, betas, chosen)
+    if keep_examples:
+        coordinates = walk.example_coordinates()
+        dataset = dataset.assign_coords({k: (example_dimension(k), v) for k, v in coordinates.items()})
+    if beside is not None:
+        dataset["held_out_num_examples"] = ("lane", np.asarray(beside[1].num_examples))
     norms = [[float(torch.linalg.vector_norm(d.double())) for d in axes] for axes in pairs]
     dataset.attrs = {
         **risk.attributes,
         "kind": kind,
         "seed": seed,
         "group_average": group_average,
+        "batchnorm": policy_text(risk, batchnorm),
         "normalization": normalization,
         "direction_norms": norms,
         "direction_cosines": [cosine(*axes) for axes in pairs] if kind == "plane" else [],
@@ -155,20 +193,15 @@ def measure_surface(
         "beta_label": labels[1] if labels and len(labels) > 1 else "beta (second direction)",
         "units": "nats per example; coordinates in units of the directions",
         "exactness": "every cell is a full evaluation over the stated examples",
+        "folding_error": walk.folding_error,
         "versions": versions(),
     }
+    if held_out is not None:
+        dataset.attrs["held_out"] = str(held_out.attributes.get("split", "other examples"))
+    if precision == "preview":
+        exact = walk_of(risk, chosen, **shared)
+        dataset.attrs |= preview_error(walk, exact, [point_at(risk, pairs[0], a, b) for a, b in corners(alphas, betas)])
     return dataset
-
-
-def _row(
-    risk: ClassRisk, lanes: Lanes, base: Tensor, direction: Tensor, alphas: np.ndarray
-) -> Mapping[str, np.ndarray]:
-    out: dict[str, list[np.ndarray]] = {}
-    for alpha in alphas:
-        point = (base + float(alpha) * direction.double()).to(risk.theta.dtype)
-        for name, values in class_losses(risk, point).items():
-            out.setdefault(name, []).append(lane_means(lanes, values))
-    return {name: np.stack(values) for name, values in out.items()}
 
 
 def _grid(
@@ -179,13 +212,16 @@ def _grid(
     betas: np.ndarray,
     lanes: Lanes,
 ) -> xr.Dataset:
-    shape = (num_pairs, len(betas), len(alphas), len(lanes))
-    dims: tuple[str, ...] = ("pair", "beta", "alpha", "lane")
+    shape = (num_pairs, len(betas), len(alphas))
+    dims: tuple[str, ...] = ("pair", "beta", "alpha")
     dataset = xr.Dataset(
-        {name: (dims, np.stack([row[name] for row in rows]).reshape(shape)) for name in rows[0]},
-        coords={"pair": np.arange(num_pairs), "beta": betas, "alpha": alphas, "lane": list(lanes.names)},
+        coords={"pair": np.arange(num_pairs), "beta": betas, "alpha": alphas, "lane": list(lanes.names)}
     )
-    dataset["done"] = (dims[:-1], np.ones(shape[:-1], dtype=bool))
+    for name in rows[0]:
+        values = np.stack([row[name] for row in rows])
+        last = "lane" if not name.endswith("example_loss") else example_dimension(name)
+        dataset[name] = ((*dims, last), values.reshape(*shape, values.shape[-1]))
+    dataset["done"] = (dims, np.ones(shape, dtype=bool))
     dataset["num_examples"] = ("lane", np.asarray(lanes.num_examples))
     if kind == "line":
         dataset = dataset.isel(beta=0, drop=True)

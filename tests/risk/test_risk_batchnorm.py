@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from landscape.errors import LandscapeError
-from landscape.risk import ModelRisk
+from landscape.risk import ModelRisk, batchnorm
 
 
 def class_losses(model, images, labels):
@@ -30,16 +30,18 @@ def moved_model(model, step):
 
 
 @pytest.mark.parametrize("build", [smooth_mlp, lambda: digits_convnet(torch.float64)])
-@pytest.mark.parametrize("chunk_size", [44, 11])
-def test_recalibrated_statistics_are_those_of_update_bn(build, chunk_size):
-    """The same batches in the same order: equal to rounding (1e-12), at the checkpoint and away from it."""
+@pytest.mark.parametrize("batch", [44, 11])
+@pytest.mark.parametrize("chunk_size", [44, 7])
+def test_recalibrated_statistics_are_those_of_update_bn(build, batch, chunk_size, monkeypatch):
+    """The same batches in the same order, whatever fits a forward pass: equal to rounding (1e-12), also off the centre."""
+    monkeypatch.setattr(batchnorm, "CALIBRATION_BATCH", batch)
     images, labels = digits()
     risk = ModelRisk(build(), (images, labels), calibration=images, chunk_size=chunk_size)
     recalibrated = risk.with_batchnorm("recalibrate")
     for scale in (0.0, 0.1):
         step = scale * draw(len(risk.theta), name="step")
         model = moved_model(build(), step)
-        num_batches = 44 // chunk_size
+        num_batches = 44 // batch
         update_bn([images[start::num_batches] for start in range(num_batches)], model)
         got = recalibrated.losses(recalibrated.theta + step)
         torch.testing.assert_close(got, class_losses(model, images, labels), rtol=1e-12, atol=1e-13)
@@ -55,7 +57,7 @@ def test_frozen_statistics_are_those_of_the_checkpoint_before_and_after_a_recali
         torch.testing.assert_close(frozen.losses(frozen.theta), expected, rtol=1e-13, atol=0)
         assert frozen.attributes["batchnorm"] == "frozen"
     assert (recalibrated.losses(risk.theta) - expected).abs().max() > 0.01
-    assert recalibrated.attributes["batchnorm"] == "recalibrated on 44 examples at every point"
+    assert recalibrated.attributes["batchnorm"] == "recalibrated on 44 examples in batches of 44 at every point"
 
 
 def test_recalibration_has_no_memory():
