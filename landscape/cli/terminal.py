@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Off a terminal (a log file), a progress line at most this often.
+# Off a terminal (a log file), a progress line at most this often; on one, the line is redrawn at most this often.
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_REDRAWS = 0.1
 
 
 def say(text: str) -> None:
@@ -38,6 +39,7 @@ class ProgressLine:
         self._is_terminal = sys.stderr.isatty()
         self._start = time.monotonic()
         self._last_line = self._start
+        self._last_redraw = 0.0
         self._previous = 0
         self._width = 0
 
@@ -51,6 +53,9 @@ class ProgressLine:
         left = f", {_duration(elapsed / done * (total - done))} left" if 0 < done < total and elapsed > 1 else ""
         line = f"  {done:>4}/{total} {text}{left}"
         if self._is_terminal:
+            if done < total and now - self._last_redraw < SECONDS_BETWEEN_REDRAWS:
+                return
+            self._last_redraw = now
             print("\r" + line[:118].ljust(self._width), end="\n" if done == total else "", file=sys.stderr, flush=True)
             self._width = 0 if done == total else min(len(line), 118)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
