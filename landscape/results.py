@@ -144,7 +144,8 @@ def load_results(path: str | Path) -> xr.DataTree:
     if not path.is_file():
         raise LandscapeError(f"no results file at {path}: expected a .nc file written by landscape")
     try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
+        # Foreign HDF5 files have dimensions without names: naming them avoids a warning before they are refused.
+        with xr.open_datatree(path, engine="h5netcdf", phony_dims="access") as tree:
             return tree.load()
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -52,7 +52,7 @@ def writing_to(out: Path, *, is_file: bool, inputs: Sequence[Path] = (), parts: 
     """
     for path in inputs:
         if out.exists() and path.exists() and out.samefile(path):
-            what = "the folder of a result" if path.is_dir() else "the checkpoint"
+            what = "the folder of a result" if path.is_dir() else "the file"
             raise LandscapeError(f"--out {out}: that is {what} to be read; choose another name")
     if is_file and out.is_dir():
         raise LandscapeError(f"--out {out}: expected a file name such as {out / 'result.nc'}, got a folder")

@@ -24,6 +24,8 @@ COMMANDS = {
     "surface": (*DATA, *ANALYSIS, "--kind", "--directions", "--x", "--y"),
     "figures": (*DATA, *ANALYSIS),
     "compare": ("DIR", "--out", "--json"),
+    "draw": ("FILE", "--out", "--order", "--json"),
+    "export": ("FILE", "--out", "--group", "--lanes", "--pair", "--variable", "--order", "--json"),
 }
 
 
