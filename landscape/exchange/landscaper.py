@@ -44,7 +44,8 @@ def write_landscaper(
 
     Notes
     -----
-    Layout: Landscaper 1.3.1, ``landscaper/utils.py`` and ``landscaper/landscape.py``. Points that are not finite stay
+    Layout: Landscaper 1.3.1, ``landscaper/utils.py`` and ``landscaper/landscape.py``; that version was seen to load such
+    a file with every value at its coordinates, to draw it and to compute its trees. Points that are not finite stay
     so, with a warning: Landscaper's own surfaces have none, and its trees do not expect any.
     """
     path = named(path, ".npz")

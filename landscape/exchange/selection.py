@@ -46,9 +46,10 @@ def selected(
     dataset: xr.Dataset, lanes: Sequence[str] | None, pair: int | None, variables: Sequence[str]
 ) -> xr.Dataset:
     """Return one pair and some lanes of a surface that has the variables."""
+    drawable = [str(name) for name, values in dataset.data_vars.items() if {"alpha", "lane"} <= set(values.dims)]
     for name in variables:
-        if name not in dataset:
-            raise unknown_name("variable of the surface", name, map(str, dataset.data_vars))
+        if name not in drawable:
+            raise unknown_name("variable of the surface", name, drawable)
     known = [str(name) for name in np.atleast_1d(dataset["lane"].values)]
     for lane in lanes or ():
         if lane not in known:

@@ -56,6 +56,7 @@ def write_vts(
     Notes
     -----
     Layout: VTK XML file format, ``StructuredGrid``, arrays inline in base64 with a UInt64 length; alpha runs fastest.
+    VTK 9.7 was seen to read the same bits and to hide the cells at hidden points.
     """
     path = named(path, ".vts")
     names = [str(name) for name, v in dataset.data_vars.items() if {"alpha", "lane"} <= set(v.dims) <= set(GRID)]

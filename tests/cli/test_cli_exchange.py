@@ -94,6 +94,11 @@ def test_a_table_of_a_part_of_the_surface(stored, tmp_path):
         ("plane.nc", ("--out", "s.vts", "--group", "surface_line"), "--group surface_line: expected one of .* surface"),
         ("plane.nc", ("--out", "s.vts", "--lanes", "tial"), "unknown lane 'tial': did you mean 'tail'"),
         ("plane.nc", ("--out", "s.vts", "--variable", "los"), "unknown variable of the surface 'los'"),
+        (
+            "plane.nc",
+            ("--out", "s.vts", "--variable", "num_examples"),
+            "unknown variable of the surface 'num_examples'",
+        ),
         ("plane.nc", ("--out", "s.csv", "--variable", "los"), "unknown variable of the surface 'los'"),
         ("plane.nc", ("--out", "s.csv", "--pair", "9"), "unknown direction pair '9'"),
         ("plane.nc", ("--out", "s.vts", "--pair", "9"), "unknown direction pair '9'"),
