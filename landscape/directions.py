@@ -6,6 +6,7 @@ vector becomes a tree with :meth:`landscape.layout.ParameterLayout.unflatten`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,19 @@ import torch
 from torch import Tensor
 
 Tree = Sequence[Tensor]
+
+# The dimension, or dimensions, of a tensor that number its filters; () marks a shift or scale, which is no filter.
+FilterDims = int | tuple[int, ...]
+Normalization = Literal["filter", "layer", "model", "gaussian"]
+OneDimensional = Literal["zero", "scale"]
+
+# What each normalisation does, in words for results and figures.
+NORMALIZATIONS: dict[Normalization, str] = {
+    "filter": "filter-normalised",
+    "layer": "layer-normalised (each tensor has the norm of its weights)",
+    "model": "model-normalised (all moved tensors together have the norm of their weights)",
+    "gaussian": "Gaussian of unit variance per weight",
+}
 
 # The same guard as in the released SAM code; it only matters for an exactly zero gradient.
 TINY = 1e-12
@@ -127,23 +141,35 @@ def gaussian(shapes_like: Tree, generator: torch.Generator, *, sigma: float, cli
     return draws
 
 
-def filter_norms(tensor: Tensor) -> Tensor:
-    """Return the norm of every output filter (slices along dim 0), shaped to broadcast; a 1-D tensor is one filter.
+def _axes_within(tensor: Tensor, dims: FilterDims) -> tuple[int, ...]:
+    """Return the dimensions that lie within one filter; a tensor of at most one dimension is one filter."""
+    if tensor.dim() <= 1 or dims == ():
+        return tuple(range(tensor.dim()))
+    kept = (dims,) if isinstance(dims, int) else dims
+    return tuple(axis for axis in range(tensor.dim()) if axis not in kept)
 
-    A convolution kernel (out, in, kh, kw) and a linear weight (out, in) have ``out`` filters.
+
+def has_filters(weight: Tensor, dims: FilterDims = 0) -> bool:
+    """Whether a tensor is made of filters, and not a bias or the affine parameters of a normalisation layer."""
+    return weight.dim() > 1 and dims != ()
+
+
+def filter_norms(tensor: Tensor, dims: FilterDims = 0) -> Tensor:
+    """Return the norm of every filter, shaped to broadcast; a 1-D tensor is one filter.
+
+    A convolution kernel (out, in, kh, kw) and a linear weight (out, in) have ``out`` filters, numbered by dimension 0;
+    prompts (layers, tokens, d) have one filter per token of each layer, numbered by the dimensions ``(0, 1)``.
     """
-    if tensor.dim() <= 1:
-        return torch.linalg.vector_norm(tensor)
-    norms = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
-    return norms.reshape(-1, *[1] * (tensor.dim() - 1))
+    axes = _axes_within(tensor, dims)
+    return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True) if axes else tensor.abs()
 
 
 def filter_normalised(
     draws: Tree,
     weights: Tree,
     *,
-    one_dimensional: Literal["zero", "scale"] = "zero",
-    filter_dims: Sequence[int] | None = None,
+    one_dimensional: OneDimensional = "zero",
+    filter_dims: Sequence[FilterDims] | None = None,
 ) -> list[Tensor]:
     r"""Rescale each filter f of a random direction to the norm of the same filter of the weights.
 
@@ -157,25 +183,116 @@ def filter_normalised(
         ``"zero"`` leaves biases and normalisation-layer parameters unmoved (the published choice, there called
         ``biasbn``); ``"scale"`` treats each such tensor as one filter.
     filter_dims
-        The output dimension of each tensor, 0 by default. A cosine head stores its weight as (features, classes),
-        so its classes lie along dimension 1.
+        The dimension, or dimensions, that number the filters of each tensor, 0 by default. A cosine head stores its
+        weight as (features, classes), so its classes lie along dimension 1.
 
     Notes
     -----
     Source: Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 4.
     """
     result = []
-    for i, (draw, weight) in enumerate(zip(draws, weights)):
-        if weight.dim() <= 1 and one_dimensional == "zero":
+    for draw, weight, dims in zip(draws, weights, filter_dims or [0] * len(weights)):
+        if one_dimensional == "zero" and not has_filters(weight, dims):
             result.append(torch.zeros_like(weight))
-            continue
-        dim = filter_dims[i] if filter_dims is not None and weight.dim() > 1 else 0
-        d, w = draw.movedim(dim, 0), weight.movedim(dim, 0)
-        result.append((d * (filter_norms(w) / filter_norms(d).clamp_min(TINY))).movedim(0, dim))
+        else:
+            result.append(draw * (filter_norms(weight, dims) / filter_norms(draw, dims).clamp_min(TINY)))
     return result
 
 
-def orthogonal_by_filter(draws: Tree, others: Tree, *, filter_dims: Sequence[int] | None = None) -> list[Tensor]:
+def layer_normalised(draws: Tree, weights: Tree) -> list[Tensor]:
+    r"""Rescale each tensor t of a random direction to the norm of the same tensor of the weights.
+
+    .. math:: d_t \leftarrow d_t \, \|w_t\|_2 / \|d_t\|_2
+
+    A tensor of zeros stays zero. Source: the option ``layer`` of the code of Li et al., NeurIPS 2018.
+    """
+    scales = [_norm64(w) / _norm64(d).clamp_min(TINY) for d, w in zip(draws, weights)]
+    return [d * scale.to(d.dtype) for d, scale in zip(draws, scales)]
+
+
+def model_normalised(draws: Tree, weights: Tree) -> list[Tensor]:
+    r"""Rescale a random direction as a whole to the norm of those weights that it moves.
+
+    .. math:: d \leftarrow d \, \frac{(\sum_{t \in M} \|w_t\|_2^2)^{1/2}}{(\sum_{t \in M} \|d_t\|_2^2)^{1/2}},
+              \qquad M = \{t : d_t \neq 0\}
+
+    Filter-, layer- and model-normalised directions that move the same tensors hence have one and the same length, and
+    only share it out differently.
+    """
+    moved = torch.stack([d.any() for d in draws])
+    theirs = torch.stack([_norm64(w) for w in weights]).masked_fill(~moved, 0)
+    scale = torch.linalg.vector_norm(theirs) / tree_norm([_norm64(d) for d in draws]).clamp_min(TINY)
+    return [d * scale.to(d.dtype) for d in draws]
+
+
+def _norm64(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+
+
+def random_tree(
+    weights: Tree,
+    generator: torch.Generator,
+    *,
+    normalization: Normalization = "filter",
+    one_dimensional: OneDimensional = "zero",
+    filter_dims: Sequence[FilterDims] | None = None,
+    orthogonal_to: Sequence[Tree] = (),
+) -> list[Tensor]:
+    r"""Draw a Gaussian direction, make it orthogonal to others, and normalise it; the order keeps both exact.
+
+    The parts along other directions are removed from each unit that is rescaled on its own (filter, tensor, or the
+    whole), so that rescaling keeps the directions orthogonal unit by unit and hence altogether.
+
+    Parameters
+    ----------
+    weights
+        Tree of the weights at the centre; they give shapes, dtype, device and norms.
+    generator
+        Where the draws come from: one N(0, 1) number per weight in float32, whatever the dtype, the normalisation and
+        the weights. Two networks of one architecture hence see the same raw draws.
+    normalization
+        ``"filter"`` (:func:`filter_normalised`), ``"layer"`` (:func:`layer_normalised`), ``"model"``
+        (:func:`model_normalised`), or ``"gaussian"``: unit variance per weight, not rescaled, so that the direction has
+        the length of about the root of the number of weights.
+    one_dimensional
+        ``"zero"`` leaves biases and normalisation layers unmoved; ``"scale"`` moves them like any other tensor (each is
+        one filter). Where the tree has no filters at all (a toy, a choice of biases), all of it moves, and a tensor of
+        zeros counts as one of norm 1.
+    filter_dims
+        As in :func:`filter_normalised`.
+    orthogonal_to
+        Trees that have been normalised likewise.
+
+    Returns
+    -------
+    list of Tensor
+        Tree in the dtype and on the device of ``weights``.
+    """
+    all_dims = list(filter_dims or [0] * len(weights))
+    # Drawn in float32 whatever the analysis computes in: both precisions then look along the same directions.
+    raw = gaussian([w.float() for w in weights], generator, sigma=1.0)
+    draws = [d.to(w.dtype) for d, w in zip(raw, weights)]
+    are_filters = [has_filters(w, dims) for w, dims in zip(weights, all_dims)]
+    if not any(are_filters):
+        one_dimensional = "scale"
+        weights = [w if bool(w.any()) else torch.full_like(w, max(w.numel(), 1) ** -0.5) for w in weights]
+    if one_dimensional == "zero":
+        draws = [d if moves else torch.zeros_like(d) for d, moves in zip(draws, are_filters)]
+    for other in orthogonal_to:
+        if normalization == "filter":
+            draws = orthogonal_by_filter(draws, other, filter_dims=all_dims)
+        elif normalization == "layer":
+            draws = orthogonal_by_filter(draws, other, filter_dims=[()] * len(draws))
+        else:
+            draws = orthogonal_as_a_whole(draws, other)
+    if normalization == "filter":
+        return filter_normalised(draws, weights, one_dimensional=one_dimensional, filter_dims=all_dims)
+    if normalization == "layer":
+        return layer_normalised(draws, weights)
+    return model_normalised(draws, weights) if normalization == "model" else draws
+
+
+def orthogonal_by_filter(draws: Tree, others: Tree, *, filter_dims: Sequence[FilterDims] | None = None) -> list[Tensor]:
     r"""Remove from each filter of a direction its part along the same filter of another one.
 
     Rescaling whole filters afterwards keeps the two orthogonal, filter by filter and hence altogether, so that a
@@ -183,13 +300,24 @@ def orthogonal_by_filter(draws: Tree, others: Tree, *, filter_dims: Sequence[int
     they are (nothing in them is orthogonal to the other).
     """
     result = []
-    for i, (draw, other) in enumerate(zip(draws, others)):
-        dim = filter_dims[i] if filter_dims is not None and draw.dim() > 1 else 0
-        d, o = draw.movedim(dim, 0), other.movedim(dim, 0)
-        axes = tuple(range(1, d.dim())) if d.dim() > 1 else (0,)
-        if d.numel() // (d.shape[0] if d.dim() > 1 else 1) > 1:
-            square = (o * o).sum(axes, keepdim=True).clamp_min(TINY)
+    for draw, other, dims in zip(draws, others, filter_dims or [0] * len(draws)):
+        axes, d = _axes_within(draw, dims), draw
+        if math.prod(draw.shape[axis] for axis in axes) > 1:
+            square = (other * other).sum(axes, keepdim=True).clamp_min(TINY)
             for _ in range(2):
-                d = d - (d * o).sum(axes, keepdim=True) / square * o
-        result.append(d.movedim(0, dim))
+                d = d - (d * other).sum(axes, keepdim=True) / square * other
+        result.append(d)
     return result
+
+
+def orthogonal_as_a_whole(draws: Tree, others: Tree) -> list[Tensor]:
+    """Remove from a direction its part along another one, over all tensors together, in float64."""
+    result, square = [d.double() for d in draws], _inner(others, others).clamp_min(TINY)
+    for _ in range(2):
+        share = _inner(result, others) / square
+        result = [d - share * other for d, other in zip(result, others)]
+    return [r.to(d.dtype) for r, d in zip(result, draws)]
+
+
+def _inner(one: Tree, other: Tree) -> Tensor:
+    return torch.stack([(a.double() * b.double()).sum() for a, b in zip(one, other)]).sum()

@@ -24,7 +24,8 @@ class ParameterLayout:
     shapes
         Shape of each tensor.
     filter_dims
-        The dimension of each tensor along which its output filters lie (0, or 1 for a cosine head).
+        What numbers the filters of each tensor: a dimension (0, or 1 for a cosine head), several of them ((0, 1) for
+        the tokens of prompts (layers, tokens, d)), or () where the tensor is a shift or scale rather than filters.
 
     Examples
     --------
@@ -38,11 +39,13 @@ class ParameterLayout:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
-    filter_dims: tuple[int, ...]
+    filter_dims: tuple[int | tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor], *, filter_dims: Mapping[str, int] | None = None) -> ParameterLayout:
-        """Return the layout of named tensors, in their order."""
+    def of(
+        cls, named: Mapping[str, Tensor], *, filter_dims: Mapping[str, int | tuple[int, ...]] | None = None
+    ) -> ParameterLayout:
+        """Return the layout of named tensors, in their order; filters lie along dimension 0 where nothing else is said."""
         dims = filter_dims or {}
         return cls(tuple(named), tuple(t.shape for t in named.values()), tuple(dims.get(name, 0) for name in named))
 

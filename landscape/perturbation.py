@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape.directions import filter_normalised, gaussian, gradient_ascent, orthogonal_by_filter
+from landscape.directions import Normalization, OneDimensional, gaussian, gradient_ascent, random_tree
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
@@ -84,20 +84,34 @@ def random_direction(
     orthogonal_to
         Directions (n,) that each filter is made orthogonal to before it is rescaled.
     """
-    layout, theta = risk.layout, risk.theta
-    weights = layout.unflatten(theta)
-    # Drawn in float32 whatever the analysis computes in: both precisions then look along the same directions.
-    draws = [d.to(theta.dtype) for d in gaussian([w.float() for w in weights], generator, sigma=1.0)]
-    for other in orthogonal_to:
-        draws = orthogonal_by_filter(draws, layout.unflatten(other), filter_dims=layout.filter_dims)
-    if is_filter_normalised:
-        has_filters = any(w.dim() > 1 for w in weights)
-        if not has_filters:
-            weights = [w if bool(w.any()) else torch.full_like(w, w.numel() ** -0.5) for w in weights]
-        draws = filter_normalised(
-            draws, weights, one_dimensional="zero" if has_filters else "scale", filter_dims=layout.filter_dims
-        )
-    return layout.flatten(draws)
+    return draw_direction(
+        risk,
+        generator,
+        normalization="filter" if is_filter_normalised else "gaussian",
+        one_dimensional="zero" if is_filter_normalised else "scale",
+        orthogonal_to=orthogonal_to,
+    )
+
+
+def draw_direction(
+    risk: ClassRisk,
+    generator: torch.Generator,
+    *,
+    normalization: Normalization,
+    one_dimensional: OneDimensional = "zero",
+    orthogonal_to: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return :func:`landscape.directions.random_tree` as a vector (n,) for a risk's weights and filters."""
+    layout = risk.layout
+    tree = random_tree(
+        layout.unflatten(risk.theta),
+        generator,
+        normalization=normalization,
+        one_dimensional=one_dimensional,
+        filter_dims=layout.filter_dims,
+        orthogonal_to=[layout.unflatten(other) for other in orthogonal_to],
+    )
+    return layout.flatten(tree)
 
 
 def lane_means(lanes: Lanes, values: Tensor) -> np.ndarray:

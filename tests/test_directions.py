@@ -14,6 +14,10 @@ from landscape.directions import (
     filter_norms,
     gaussian,
     gradient_ascent,
+    layer_normalised,
+    model_normalised,
+    orthogonal_as_a_whole,
+    random_tree,
     tree_norm,
 )
 from landscape.randomness import stream
@@ -145,3 +149,73 @@ def test_filter_normalised_on_one_dimensional_tensors(mode, factor):
 def test_filter_normalised_is_finite_for_a_zero_draw():
     assert filter_normalised([torch.zeros(2, 3)], [torch.ones(2, 3)])[0].equal(torch.zeros(2, 3))
     assert filter_norms(torch.zeros(2, 3)).shape == (2, 1)
+
+
+def test_filter_normalised_per_token_of_prompts():
+    draws, weights = tree((3, 2, 5), name="d"), tree((3, 2, 5), name="w")
+    direction = filter_normalised(draws, weights, filter_dims=[(0, 1)])[0]
+    torch.testing.assert_close(direction.norm(dim=2), weights[0].norm(dim=2))
+    assert not filter_normalised(draws, weights, filter_dims=[()])[0].any()
+    whole = filter_normalised(draws, weights, filter_dims=[()], one_dimensional="scale")[0]
+    torch.testing.assert_close(whole.norm(), weights[0].norm())
+
+
+def test_layer_normalised_gives_each_tensor_the_norm_of_its_weights():
+    draws, weights = tree((4, 3), (7,), name="d"), tree((4, 3), (7,), name="w")
+    weights[1] *= 100
+    for direction, draw, weight in zip(layer_normalised(draws, weights), draws, weights):
+        torch.testing.assert_close(direction, draw * weight.norm() / draw.norm())
+
+
+def test_model_normalised_counts_only_the_weights_that_move():
+    draws, weights = tree((4, 3), (7,), (2, 2), name="d"), tree((4, 3), (7,), (2, 2), name="w")
+    draws[1].zero_()
+    direction = model_normalised(draws, weights)
+    torch.testing.assert_close(joined(direction).norm(), joined([weights[0], weights[2]]).norm())
+    torch.testing.assert_close(direction[0] / draws[0], (direction[2] / draws[2])[0, 0].expand(4, 3))
+
+
+def test_orthogonal_as_a_whole_removes_one_direction_only():
+    draws, others = tree((40, 30), (70,), name="d"), tree((40, 30), (70,), name="w")
+    d, o = joined(draws), joined(others)
+    expected = d - (d @ o) / (o @ o) * o
+    torch.testing.assert_close(joined(orthogonal_as_a_whole(draws, others)), expected)
+
+
+SHAPES = ((6, 3, 2, 2), (6,), (4, 6), (4,))
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer", "model", "gaussian"])
+@pytest.mark.parametrize("one_dimensional", ["zero", "scale"])
+def test_random_tree_keeps_two_draws_orthogonal_and_what_does_not_move(normalization, one_dimensional):
+    weights = [w.float() for w in tree(*SHAPES, name="w")]
+    options = {"normalization": normalization, "one_dimensional": one_dimensional}
+    first = random_tree(weights, stream(0, "1"), **options)
+    second = random_tree(weights, stream(0, "2"), orthogonal_to=[first], **options)
+    one, other = joined(first).double(), joined(second).double()
+    assert abs(one @ other) / (one.norm() * other.norm()) < 1e-6
+    for direction in (first, second):
+        for part, weight in zip(direction, weights):
+            assert bool(part.any()) == (weight.dim() > 1 or one_dimensional == "scale")
+    again = random_tree([w.double() for w in weights], stream(0, "1"), **options)
+    assert again[0].dtype == torch.float64
+    torch.testing.assert_close(joined(again), one, rtol=1e-5, atol=1e-6)  # the same draws in both precisions
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer", "model"])
+def test_directions_that_move_the_same_weights_have_one_length(normalization):
+    weights = tree(*SHAPES, name="w")
+    direction = joined(random_tree(weights, stream(0, "1"), normalization=normalization))
+    torch.testing.assert_close(direction.norm(), joined(weights[::2]).norm())
+
+
+def test_a_gaussian_direction_has_unit_variance_per_weight():
+    for seed in range(3):
+        (draw,) = random_tree([torch.ones(200, 300) * 7], stream(seed, "1"), normalization="gaussian")
+        assert abs(draw.var() - 1) < 5 * math.sqrt(2 / draw.numel())
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer", "model"])
+def test_a_tree_without_filters_moves_as_a_whole(normalization):
+    (draw,) = random_tree([torch.zeros(9)], stream(0, "1"), normalization=normalization)
+    torch.testing.assert_close(draw.norm(), torch.tensor(1.0))

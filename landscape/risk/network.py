@@ -14,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout, choose_parameters
-from landscape.models import NormedLinear, find_head
+from landscape.models import find_head
 from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
 from landscape.risk.batchnorm import batch_normalisations, batch_statistics
 from landscape.risk.differentiability import once_differentiable_operations
+from landscape.risk.filters import filter_dims_of
 from landscape.risk.inputs import Inputs, call_with, logits_in
 
 
@@ -41,13 +42,8 @@ class Network:
             head_name: str | None = find_head(module)[0]
         except LandscapeError:
             head_name = None
-        filter_dims = {
-            f"{name}.weight" if name else "weight": 1
-            for name, layer in module.named_modules()
-            if isinstance(layer, NormedLinear)
-        }
         chosen = choose_parameters(named, params, head_name=head_name)
-        layout = ParameterLayout.of(chosen, filter_dims=filter_dims)
+        layout = ParameterLayout.of(chosen, filter_dims=filter_dims_of(module))
         theta = layout.flatten([t.detach() for t in chosen.values()])
         frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
         layers = tuple(batch_normalisations(module).values()) if uses_batch_statistics else ()
