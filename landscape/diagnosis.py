@@ -13,11 +13,10 @@ import xarray as xr
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.perturbation import PerturbationOptions, lane_means, measure_perturbation
-from landscape.randomness import stream
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
-from landscape.spectrum import SpectrumOptions, find_extremes, measure_spectrum
-from landscape.surface import cosine, measure_surface, orthogonal_to
+from landscape.spectrum import SpectrumOptions, measure_spectrum
+from landscape.surface import eigen_axes, measure_surface
 
 Progress = Callable[[int, int, str], None]
 
@@ -173,38 +172,25 @@ def _eigen_plane(
     progress: Progress | None,
 ) -> xr.Dataset:
     chosen = lanes_of(risk, lanes, group_average=group_average)
-    # By weights, not by name: a mixture has no name to look up, and the average of a group is the caller's choice. The
-    # stream is the spectrum's, hence so are the vectors.
+    # By weights, not by name: a mixture has no name to look up, and the average of a group is the caller's choice.
     weights = chosen.weights[chosen.names.index(lane)]
-    ends = find_extremes(risk, weights, plan.spectrum, stream(seed, f"spectrum/{lane}/extremes"))
-    v_max = ends.v_max
-    if abs(cosine(ends.v_min, v_max)) > 1 - 1e-6:  # one eigenvalue only: any other direction belongs to it as well
-        v_max = torch.randn(v_max.shape, generator=stream(seed, f"eigen-plane/{lane}"), dtype=v_max.dtype).to(v_max)
-        v_max = torch.nn.functional.normalize(orthogonal_to(v_max, ends.v_min), dim=0)
-    unit = 0.1 * float(torch.linalg.vector_norm(risk.theta.double())) or 1.0
+    axes = eigen_axes(risk, {lane: weights.tolist()}, options=plan.spectrum, seed=seed)
     axis = np.linspace(-1, 1, plan.eigen_points)
     named = journal.renamed(f"eigen-{lane}") if journal is not None else None
     dataset = measure_surface(
         risk,
         lanes,
         kind="plane",
-        directions=[unit * ends.v_min, unit * v_max],
+        directions=axes.vectors,
         x=axis,
         y=axis,
-        labels=(f"along v_min of {lane}, in tenths of |theta|", f"along v_max of {lane}, in tenths of |theta|"),
+        labels=axes.labels,
         seed=seed,
         group_average=group_average,
         journal=named,
         progress=progress,
     )
-    dataset.attrs |= {
-        "lane": lane,
-        "lambda_min": ends.lambda_min,
-        "lambda_min_residual": ends.residual_min,
-        "lambda_max": ends.lambda_max,
-        "lambda_max_residual": ends.residual_max,
-        "direction_unit": unit,
-    }
+    dataset.attrs |= dict(axes.attributes)
     return dataset
 
 
