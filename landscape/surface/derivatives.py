@@ -14,7 +14,7 @@ from landscape.randomness import stream
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.spectrum import SpectrumOptions, find_extremes
-from landscape.surface.axes import Axes, Mark, cosine, origin_of, orthogonal_to
+from landscape.surface.axes import ORTHOGONAL, Axes, Mark, cosine, origin_of, orthogonal_to
 
 Ends = Literal["both", "min", "max"]
 # Length of an axis in units of |theta|: comparable between models whose weights differ in size.
@@ -103,8 +103,8 @@ def eigen_axes(
 
     .. math:: d_1 = \ell\, v_{\min}, \qquad d_2 = \ell\, v_{\max}, \qquad H v = \lambda v, \; |v| = 1
 
-    Each vector is turned so that the lane falls along it to first order (at a stationary point: so that its largest
-    entry is positive); the sign that a solver gives means nothing.
+    Each vector is turned so that the lane falls along it to first order (where its cosine to the gradient is below 1e-6: so
+    that its largest entry is positive); the sign that a solver gives means nothing.
 
     Parameters
     ----------
@@ -203,7 +203,8 @@ def _another(v: Tensor, generator: torch.Generator) -> Tensor:
 
 def _turned(v: Tensor, gradient: Tensor) -> Tensor:
     slope = float(gradient @ v)
-    sign = -slope if slope != 0 else float(v[v.abs().argmax()])
+    is_flat = abs(slope) <= ORTHOGONAL * float(torch.linalg.vector_norm(gradient))  # its sign would be rounding
+    sign = float(v[v.abs().argmax()]) if is_flat else -slope
     return v if sign > 0 else -v
 
 
