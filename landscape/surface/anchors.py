@@ -226,7 +226,7 @@ def trajectory_axes(risk: ClassRisk, points: Sequence[Source], *, num: int = 2, 
     vectors, shares = _principal(blocks, origin, num)
     places, off_plane = _projected(blocks, vectors)
     signs = places.gather(0, places.abs().argmax(0, keepdim=True))[0].sign()
-    vectors, places = vectors * signs[:, None], places * signs
+    vectors, places = vectors * signs[:, None], places * signs + 0.0  # no -0.0
     is_own = bool(torch.equal(origin.to(risk.theta.dtype), risk.theta))
     table = [[float(x) for x in row] for row in places.tolist()]
     return Axes(
