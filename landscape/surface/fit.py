@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -178,9 +177,14 @@ def _num_coefficients(num_axes: int) -> int:
 
 
 def _nothing(num_axes: int, num_lanes: int) -> QuadraticFit:
-    shapes = [(), (num_axes,), (num_axes, num_axes)] * 2 + [(), ()]
-    missing: list[Any] = [np.full((*shape, num_lanes), np.nan) for shape in shapes]
-    return QuadraticFit(*missing, np.zeros(num_lanes, np.int64))
+    def missing(*shape: int) -> Array:
+        return np.full((*shape, num_lanes), np.nan)
+
+    a = num_axes
+    points = np.zeros(num_lanes, np.int64)
+    return QuadraticFit(
+        missing(), missing(a), missing(a, a), missing(), missing(a), missing(a, a), missing(), missing(), points
+    )
 
 
 def _chosen(fit: QuadraticFit, lanes: NDArray[np.bool_]) -> QuadraticFit:
