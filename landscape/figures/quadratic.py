@@ -27,17 +27,18 @@ from landscape.figures.picture import (
     Points,
     Text,
 )
-from landscape.figures.style import INK, MUTED, PAPER
+from landscape.figures.style import INK, MUTED, PAPER, SEQUENCE
 
 Kind: TypeAlias = Literal["autograd", "fitted"]
 KINDS: tuple[Kind, ...] = ("autograd", "fitted")
 # Points of a drawn parabola, and of each side of the grid on which a model's contour lines are found.
 FINE_LINE = 401
 FINE_PLANE = 161
-# How many of the widest fitted radii a line's picture shows.
+# How many of its fitted radii a line's panel shows.
 RADII_SHOWN = 2.5
 # The room above the curves for two lines of text, as a share of their range.
 HEADROOM = 0.34
+RIM = SEQUENCE[1]
 _DASHES = {"autograd": "dash", "fitted": "dot"}
 _NAMES = {"autograd": "Hessian at the weights", "fitted": "fitted within r"}
 _CAVEAT = (
@@ -214,40 +215,38 @@ def _line_picture(view: _View) -> Picture:
     dataset, lanes = view.surface, view.lanes
     looks = prep.lane_looks(view.data, lanes)
     alpha = np.asarray(dataset["alpha"].values, dtype=np.float64)
-    radii = {lane: view.radius(lane) for lane in lanes}
-    limits = _shown(alpha, list(radii.values()))
-    inside = (alpha >= limits[0]) & (alpha <= limits[1])
-    marker = "circle" if inside.sum() <= 41 else ""  # where points can be told apart
-    x_axis = Axis("", limits=prep.padded(*limits, 0.02))
     panels = []
     for lane in lanes:
-        values = view.measured(lane)
+        values, radius = view.measured(lane), view.radius(lane)
+        limits = _shown(alpha, radius)
+        inside = (alpha >= limits[0]) & (alpha <= limits[1])
+        marker = "circle" if inside.sum() <= 41 else ""  # where points can be told apart
         low, high = prep.padded(*prep.finite_range([values[inside]]))
         top = high + (high - low) * HEADROOM
         marks: list[Mark] = [Line(alpha, values, looks[lane].colour, "measured", marker=marker, width=2.2, alpha=0.75)]
         marks += _parabolas(view, lane, limits)
-        if np.isfinite(radii[lane]):
-            rims = (-radii[lane], radii[lane])
+        if np.isfinite(radius):
+            rims = [side for side in (-radius, radius) if limits[0] <= side <= limits[1]]
             marks += [Line(np.full(2, side), np.array([low, high]), MUTED, width=0.7) for side in rims]
         for row, kind in enumerate(view.kinds):
             text = _described(view.part(lane, kind), kind, view.variable)
             marks.append(Text(sum(limits) / 2, top, text, INK, "center", (0.0, -6.0 - 9.5 * row), 6.3))
         y_axis = Axis(_loss_label(dataset, view.variable), limits=(low, top))
+        x_axis = Axis("", limits=prep.padded(*limits, 0.02))
         panels.append(Panel(prep.lane_label(dataset, lane), x_axis, y_axis, tuple(marks)))
     rows, columns = prep.grid_shape(len(panels), widest=3)
     return Picture(
         "Loss on a line through the weights, with its quadratic models",
         arrange(panels, rows, columns, _axis_label(dataset, "alpha")),
         prep.scale_card(view.data, lanes=lanes),
-        _note(view, "Every panel has its own vertical scale. Thin vertical lines: ±r."),
+        _note(view, "Every panel has its own ranges. Thin vertical lines: ±r."),
         panel_size=(3.0, 2.5),
     )
 
 
-def _shown(alpha: Array, radii: Sequence[float]) -> tuple[float, float]:
-    """Return the part of a line that is drawn: a few of the widest fitted radii, or all where nothing was fitted."""
-    finite = [radius for radius in radii if np.isfinite(radius)]
-    reach = RADII_SHOWN * max(finite) if finite else float(np.abs(alpha).max())
+def _shown(alpha: Array, radius: float) -> tuple[float, float]:
+    """Return the part of a line that is drawn: a few radii of the fit, or all where nothing was fitted."""
+    reach = RADII_SHOWN * radius if np.isfinite(radius) else np.inf
     return max(float(alpha[0]), -reach), min(float(alpha[-1]), reach)
 
 
@@ -325,7 +324,8 @@ def _ellipse(dataset: xr.Dataset, radius: float, alpha: Array, beta: Array) -> l
     turn = np.linspace(0, 2 * np.pi, 181)
     x, y = radius * np.cos(turn), radius * float(dataset.attrs.get("fitted_aspect", 1.0)) * np.sin(turn)
     inside = (x >= alpha[0]) & (x <= alpha[-1]) & (y >= beta[0]) & (y <= beta[-1])
-    return [Line(np.where(inside, x, np.nan), np.where(inside, y, np.nan), PAPER, "rim of the fit", "dot", width=1.8)]
+    x, y = np.where(inside, x, np.nan), np.where(inside, y, np.nan)
+    return [Line(x, y, PAPER, width=2.6, alpha=0.7), Line(x, y, RIM, "rim of the fit", width=1.3)]
 
 
 def _note(view: _View, remark: str) -> str:
