@@ -34,6 +34,8 @@ KINDS: tuple[Kind, ...] = ("autograd", "fitted")
 # Points of a drawn parabola, and of each side of the grid on which a model's contour lines are found.
 FINE_LINE = 401
 FINE_PLANE = 161
+# Lanes side by side in a plane's picture.
+WIDEST = 4
 # How many of its fitted radii a line's panel shows.
 RADII_SHOWN = 2.5
 # The room above the curves for two lines of text, as a share of their range.
@@ -275,21 +277,15 @@ def _plane_picture(view: _View) -> Picture:
     scale = prep.colour_scale(values.values(), _loss_label(dataset, view.variable))
     alpha, beta = (np.asarray(dataset[axis].values, dtype=np.float64) for axis in ("alpha", "beta"))
     rows = []
-    for kind in view.kinds:
-        row: list[Panel | None] = []
-        for lane in lanes:
-            marks: list[Mark] = [Contours(alpha, beta, values[lane])]
-            holes = np.argwhere(~np.isfinite(values[lane]))
-            if len(holes):
-                marks.append(Points(alpha[holes[:, 1]], beta[holes[:, 0]], MUTED, "hole", "not measured", 3.0))
-            marks += _model_lines(view, lane, kind, scale)
-            if kind == "fitted":
-                marks += _ellipse(dataset, view.radius(lane), alpha, beta)
-            marks.append(Points(np.zeros(1), np.zeros(1), PAPER, "plus", "", 7.0))
-            x = Axis(_axis_label(dataset, "alpha") if kind == view.kinds[-1] else "", limits=(alpha[0], alpha[-1]))
-            y = Axis(_axis_label(dataset, "beta") if lane == lanes[0] else "", limits=(beta[0], beta[-1]))
-            row.append(Panel(f"{prep.lane_label(dataset, lane)}: {_NAMES[kind]}", x, y, tuple(marks)))
-        rows.append(tuple(row))
+    for start in range(0, len(lanes), WIDEST):
+        for kind in view.kinds:
+            row: list[Panel | None] = []
+            for lane in lanes[start : start + WIDEST]:
+                x = Axis(_axis_label(dataset, "alpha") if kind == view.kinds[-1] else "", limits=(alpha[0], alpha[-1]))
+                y = Axis(_axis_label(dataset, "beta") if not row else "", limits=(beta[0], beta[-1]))
+                marks = _plane_marks(view, lane, kind, values[lane], scale)
+                row.append(Panel(f"{prep.lane_label(dataset, lane)}: {_NAMES[kind]}", x, y, marks))
+            rows.append(tuple(row))
     remark = "Colour and thin white lines: measured; dashed: the model, at the same levels. +: the weights."
     return Picture(
         "Loss on a plane through the weights, with its quadratic models",
@@ -300,6 +296,18 @@ def _plane_picture(view: _View) -> Picture:
         (2.75, 2.5),
         linked=True,
     )
+
+
+def _plane_marks(view: _View, lane: str, kind: Kind, values: Array, scale: ColourScale) -> tuple[Mark, ...]:
+    alpha, beta = (np.asarray(view.surface[axis].values, dtype=np.float64) for axis in ("alpha", "beta"))
+    marks: list[Mark] = [Contours(alpha, beta, values)]
+    i, j = np.nonzero(~np.isfinite(values))
+    if i.size:
+        marks.append(Points(alpha[j], beta[i], MUTED, "hole", "not measured", 3.0))
+    marks += _model_lines(view, lane, kind, scale)
+    if kind == "fitted":
+        marks += _ellipse(view.surface, view.radius(lane), alpha, beta)
+    return (*marks, Points(np.zeros(1), np.zeros(1), PAPER, "plus", "", 7.0))
 
 
 def _model_lines(view: _View, lane: str, kind: Kind, scale: ColourScale) -> list[Mark]:
