@@ -91,6 +91,8 @@ def directional_derivatives(risk: ClassRisk, directions: Sequence[Tensor]) -> di
     -----
     Kinks: in networks of ReLUs these are derivatives of the one linear piece around the weights. What the loss does at
     a distance includes the kinks on the way, which no derivative at a point sees; see :mod:`landscape.surface.fit`.
+    In float32 a ReLU may switch by rounding: of 30 classes of three ResNet-20 most agreed with float64 to 1e-5, the
+    worst to 5e-3. Pass ``risk.in_float64()`` where that matters.
     """
     require_fixed(risk, "a quadratic model")
     stacked = _stacked(risk, directions)

@@ -56,9 +56,8 @@ def named(figure, name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("make", [line, plane])
-@pytest.mark.parametrize("lanes", [None, "classes"])
-def test_both_kinds_of_surface_on_both_backends(make, lanes, backend):
-    figure = plot_quadratic(make(), lanes=lanes, pair=1, backend=backend)
+def test_both_kinds_of_surface_on_both_backends(make, backend):
+    figure = plot_quadratic(make(), pair=1, backend=backend)
     assert isinstance(figure, BACKENDS[backend])
     if backend == "matplotlib":
         figure.canvas.draw()
@@ -133,6 +132,13 @@ def test_contour_lines_of_a_model_lie_at_the_levels_of_the_colours():
         assert kept.sum() > 50
         if factor == 1.5:
             assert (np.hypot(a, b) <= 0.5 + 0.02).all()
+
+
+def test_the_rim_is_the_ellipse_of_the_fit():
+    figure = plot_quadratic(plane(radius=0.4, aspect=0.5), lanes=["tail"], backend="plotly")
+    (rim,) = named(figure, "rim of the fit")
+    x, y = np.asarray(rim.x, dtype=float), np.asarray(rim.y, dtype=float)
+    np.testing.assert_allclose(np.hypot(x, y / 0.5), 0.4, rtol=1e-5)
 
 
 def test_many_lanes_stand_in_several_rows():
