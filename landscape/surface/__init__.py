@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from landscape.surface.anchors import between_axes, point_of, three_point_axes, trajectory_axes
 from landscape.surface.axes import Axes, Mark, between, cosine, orthogonal_to, random_axes, random_directions
+from landscape.surface.cube import average_directions, cube_lanes, examples_of
 from landscape.surface.derivatives import eigen_axes, gradient_axes
+from landscape.surface.differences import difference
 from landscape.surface.measure import KINDS, measure_surface
+from landscape.surface.pooling import image_interval, over_directions, over_seeds
 from landscape.surface.recipes import axes_from_recipe, load_axes, save_axes
+from landscape.surface.regrouping import regroup
+from landscape.surface.resampling import paired_bootstrap
 
 __all__ = [
     "KINDS",
     "Axes",
     "Mark",
+    "average_directions",
     "axes_from_recipe",
     "between",
     "between_axes",
     "cosine",
+    "cube_lanes",
+    "difference",
     "eigen_axes",
+    "examples_of",
     "gradient_axes",
+    "image_interval",
     "load_axes",
     "measure_surface",
     "orthogonal_to",
+    "over_directions",
+    "over_seeds",
+    "paired_bootstrap",
     "point_of",
     "random_axes",
     "random_directions",
+    "regroup",
     "save_axes",
     "three_point_axes",
     "trajectory_axes",
