@@ -127,7 +127,7 @@ def _degrees(surface: xr.Dataset, stderr: xr.DataArray, num_examples: xr.DataArr
                 found = xr.where(total > 0, total**2 / squares.where(squares > 0), np.inf)
         parts.append(xr.full_like(own, np.inf) if found is None else found)
         notes.append("normal interval: the classes of this lane are not stored beside it" if found is None else "")
-    degrees = xr.concat([part.drop_vars("lane", errors="ignore") for part in parts], dim="lane")
+    degrees = xr.concat([part.reset_coords(drop=True) for part in parts], dim="lane")
     return degrees.transpose(*stderr.dims).assign_coords(lane=stderr["lane"]), notes
 
 

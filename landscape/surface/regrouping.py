@@ -81,6 +81,8 @@ def regroup(
     splits = splits_of(cube)
     if len(splits) > 2:
         raise LandscapeError(f"the cube holds the splits {', '.join(splits)}: choose two of them, or one")
+    if len(splits) > 1 and isinstance(reference, xr.DataArray):
+        raise LandscapeError("reference: expected losses of one split; choose it with examples_of(cube, split=...)")
     out: dict[str, xr.DataArray] = {}
     for number, split in enumerate(splits):
         part = examples_of(cube, split=split) if len(splits) > 1 else cube
@@ -114,7 +116,8 @@ def _surface(cube: xr.Dataset, lanes: Lanes, reference: Reference) -> xr.Dataset
             continue
         out[str(name)] = lane_means_of(points_of(values), strata.rows, weights)
         if name in ("loss", f"{RECALIBRATED}loss"):
-            centre = reference_of(values, reference)
+            given = isinstance(reference, xr.DataArray) and name != "loss"  # losses under another BatchNorm policy
+            centre = None if given else reference_of(values, reference)
             if centre is not None:
                 num_points = len(out[str(name)])
                 errors = lane_errors(increases(values, centre), num_points, strata.rows, weights)
