@@ -402,6 +402,14 @@ def test_a_choice_of_examples_that_is_none_is_refused(options, message):
         examples_of(random_cube(), **options)
 
 
+def test_another_value_of_the_examples_takes_the_place_of_the_loss():
+    cube = random_cube()
+    found = paired_bootstrap(examples_of(cube.assign(own_loss=3 * cube.loss), variable="own_loss"), num_resamples=50)
+    np.testing.assert_allclose(
+        found.increase, 3 * paired_bootstrap(cube, num_resamples=50).increase, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_a_surface_is_no_cube():
     with pytest.raises(LandscapeError, match="expected a cube"):
         paired_bootstrap(regroup(random_cube()))
