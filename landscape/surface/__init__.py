@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from landscape.surface.anchors import between_axes, point_of, three_point_axes, trajectory_axes
 from landscape.surface.axes import Axes, Mark, between, cosine, orthogonal_to, random_axes, random_directions
+from landscape.surface.crossing import Radii, find_radii
 from landscape.surface.cube import average_directions, cube_lanes, examples_of
 from landscape.surface.derivatives import eigen_axes, gradient_axes
 from landscape.surface.differences import difference
+from landscape.surface.extent import automatic_range
 from landscape.surface.measure import KINDS, measure_surface
 from landscape.surface.pooling import image_interval, over_directions, over_seeds
+from landscape.surface.radius import RadiusOptions, measure_radii
 from landscape.surface.recipes import axes_from_recipe, load_axes, save_axes
 from landscape.surface.regrouping import regroup
 from landscape.surface.resampling import paired_bootstrap
 
 __all__ = [
-    "KINDS",
     "Axes",
+    "KINDS",
     "Mark",
+    "Radii",
+    "RadiusOptions",
+    "automatic_range",
     "average_directions",
     "axes_from_recipe",
     "between",
@@ -26,9 +32,11 @@ __all__ = [
     "difference",
     "eigen_axes",
     "examples_of",
+    "find_radii",
     "gradient_axes",
     "image_interval",
     "load_axes",
+    "measure_radii",
     "measure_surface",
     "orthogonal_to",
     "over_directions",
