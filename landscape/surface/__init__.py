@@ -13,15 +13,17 @@ from landscape.surface.measure import KINDS, measure_surface
 from landscape.surface.pooling import image_interval, over_directions, over_seeds
 from landscape.surface.radius import RadiusOptions, measure_radii
 from landscape.surface.recipes import axes_from_recipe, load_axes, save_axes
+from landscape.surface.refinement import Refined, refine_plane
 from landscape.surface.regrouping import regroup
 from landscape.surface.resampling import paired_bootstrap
 
 __all__ = [
-    "Axes",
     "KINDS",
+    "Axes",
     "Mark",
     "Radii",
     "RadiusOptions",
+    "Refined",
     "automatic_range",
     "average_directions",
     "axes_from_recipe",
@@ -45,6 +47,7 @@ __all__ = [
     "point_of",
     "random_axes",
     "random_directions",
+    "refine_plane",
     "regroup",
     "save_axes",
     "three_point_axes",

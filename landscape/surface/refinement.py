@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Literal
 
 import numpy as np
@@ -20,16 +22,19 @@ Scale = Literal["linear", "log"]
 # Cells per axis of the first design, at Chebyshev's extreme points: denser at the edges, where surfaces are steep.
 NUM_START = 9
 # Of a round: cells where the two interpolants are furthest apart, and random ones, which no suspicion leads to.
-NUM_SUSPECTS, NUM_RANDOM = 32, 8
+NUM_SUSPECTS, NUM_RANDOM = 20, 5
 # Of n random cells that all pass, at most 1 - 0.05 ** (1 / n) of the grid fails, with 95 % confidence: 5 % for 59.
 NUM_ACCEPTANCE = 59
 CONFIDENCE = 0.95
 # An axis of fewer cells is not worth it, and leaves too few nodes for a quadratic polynomial.
 LEAST_CELLS = 5
-# A round ends the search at this share of the tolerance: the worst cell is worse than the worst of those looked at.
-MARGIN = 0.5
+# The search ends when so many rounds in a row are right to this share of the tolerance: the worst of all cells is worse
+# than the worst of those looked at, and a single round passes by luck.
+NUM_ROUNDS, MARGIN = 3, 0.6
 # Suspects of a round keep apart: the suspicion within about so many cells of a chosen one is damped.
 APART = 2.0
+# The worst of all cells over the worst that a check saw: on networks up to 1.7 for the worst lane of a plane.
+ALLOWANCE = 2.0
 # A lane's range counts as at least this share of its largest value: 1 % of it is the rounding of a float32 loss.
 LEAST_RANGE = 1e-4
 
@@ -49,10 +54,10 @@ class Refined:
         (K_y, K_x) bool.
     checked_error
         (L,) the largest error of a prediction at the cells of the final check, which were evaluated after it: the last
-        round of suspects, and random cells after them.
+        three rounds, and random cells after them.
     error_estimate
-        (L,) an estimate of the largest error at the cells that were not evaluated: what separates two interpolants
-        there, times the ratio of error to separation at the check; at least ``checked_error``.
+        (L,) an estimate, not a bound, of the largest error at the cells that were not evaluated: twice what separates
+        two interpolants there, times the ratio of error to separation at the check, or twice ``checked_error``.
     outside_share
         With 95 % confidence, at most this share of the cells is off by more than the tolerance in a deciding lane: by
         random sampling, whatever the surface is.
@@ -140,6 +145,8 @@ def refine_plane(
     budget = math.floor(max_share * grid.size)
     random = numpy_stream(seed, "refinement/checks")
     among = None if deciding is None else np.asarray(deciding, dtype=bool)
+    num_round = NUM_SUSPECTS + NUM_RANDOM
+    rounds: list[_Check] = []
     num_acceptances = 0
 
     def look(cells: np.ndarray) -> None:
@@ -147,31 +154,29 @@ def refine_plane(
         while len(holes := grid.holes()) and grid.num_done + len(holes) <= budget:
             grid.tell(holes, evaluate(grid.points(holes)))
 
-    def checked(cells: np.ndarray, prediction: _Prediction) -> _Check:
-        look(cells)
-        return grid.compare(prediction, cells)
+    def is_affordable(num: int) -> bool:
+        return not len(grid.holes()) and grid.num_done + num <= budget
 
     start = grid.start()
-    if min(grid.shape) >= LEAST_CELLS and len(start) + NUM_SUSPECTS + NUM_ACCEPTANCE <= budget:
+    if min(grid.shape) >= LEAST_CELLS and is_affordable(len(start) + NUM_ROUNDS * num_round + NUM_ACCEPTANCE):
         look(start)
         grid.require_lanes(among)
-        while not len(grid.holes()):
-            num_cells = min(NUM_SUSPECTS + NUM_RANDOM, budget - NUM_ACCEPTANCE - grid.num_done)
-            if num_cells <= NUM_RANDOM:
-                break
+        while is_affordable(num_round + NUM_ACCEPTANCE):
             prediction = grid.predict()
-            check = checked(grid.suspects(prediction, num_cells, random), prediction)
-            if grid.num_done + NUM_ACCEPTANCE > budget or len(grid.holes()):
-                break
-            is_last = grid.num_done + NUM_RANDOM + NUM_ACCEPTANCE >= budget
-            if check.passes(tolerance * (1.0 if is_last else MARGIN), among):
+            look(cells := grid.suspects(prediction, random))
+            rounds = [*rounds, grid.compare(prediction, cells)][-NUM_ROUNDS:]
+            grid.learn(prediction, cells)
+            has_passed = len(rounds) == NUM_ROUNDS and all(r.passes(MARGIN * tolerance, among) for r in rounds)
+            if has_passed and is_affordable(NUM_ACCEPTANCE):
                 num_acceptances += 1
                 prediction = grid.predict()
-                acceptance = checked(grid.drawn(NUM_ACCEPTANCE, random), prediction)
+                look(cells := grid.drawn(NUM_ACCEPTANCE, random))
+                acceptance = grid.compare(prediction, cells)
                 if acceptance.passes(tolerance, among) and not len(grid.holes()):
                     # Several attempts share the risk of passing by luck.
                     outside = 1 - ((1 - CONFIDENCE) / num_acceptances) ** (1 / acceptance.num_cells)
-                    return grid.refined(check | acceptance, outside)
+                    return grid.refined(reduce(or_, rounds, acceptance), outside)
+                rounds = []
     if len(rest := np.flatnonzero(~grid.done)):
         grid.tell(rest, evaluate(grid.points(rest)))
     grid.require_lanes(among)
@@ -216,9 +221,10 @@ class _Grid:
         self.size = len(self.y) * len(self.x)
         self.done = np.zeros(self.size, dtype=bool)
         self.values = np.empty((self.size, 0))
-        rows, columns = np.divmod(np.arange(self.size), len(self.x))
-        # Cells, not coordinates, stretched to a square: neither axis's unit decides what is near.
-        self.at = np.stack([rows / (len(self.y) - 1), columns / (len(self.x) - 1)], 1) * (max(self.shape) - 1)
+        self.doubt: np.ndarray | float = 1.0  # (L,) error per separation of the interpolants, as rounds have shown it
+        # On a square as wide as the longer axis has cells: neither axis's unit decides what is near.
+        b, a = (np.interp(axis, axis[[0, -1]], [0.0, max(self.shape) - 1.0]) for axis in (self.y, self.x))
+        self.at = np.stack([np.repeat(b, len(a)), np.tile(a, len(b))], 1)
 
     @property
     def num_done(self) -> int:
@@ -295,22 +301,29 @@ class _Grid:
     def _ranges(self) -> np.ndarray:
         """Return (L,) maximum less minimum of the finite values known, kept from zero."""
         finite = np.where(np.isfinite(self.values) & self.done[:, None], self._scaled(), np.nan)
-        highest, lowest = (np.nan_to_num(reduce(finite, axis=0)) for reduce in (np.fmax.reduce, np.fmin.reduce))
+        highest, lowest = (np.nan_to_num(end.reduce(finite, axis=0)) for end in (np.fmax, np.fmin))
         least = LEAST_RANGE * np.maximum(np.abs(highest), np.abs(lowest))
         ranges = np.maximum(highest - lowest, least)
         return np.where(ranges > 0, ranges, 1.0)
 
-    def suspects(self, prediction: _Prediction, num: int, random: np.random.Generator) -> np.ndarray:
-        """Return ``num`` cells that are not known: the most suspect, kept apart, and at last random ones."""
-        suspicion = np.where(self.done, -1.0, (prediction.separation / self._ranges()).max(1))
+    def suspects(self, prediction: _Prediction, random: np.random.Generator) -> np.ndarray:
+        """Return the cells of a round: the most suspect of those that are not known, kept apart, and random ones."""
+        suspicion = np.where(self.done, -1.0, (self.doubt * prediction.separation / self._ranges()).max(1))
         chosen: list[int] = []
-        for _ in range(min(num - NUM_RANDOM, self.size - self.num_done)):
+        for _ in range(NUM_SUSPECTS):
             cell = int(suspicion.argmax())
             chosen.append(cell)
             nearness = np.exp(-np.square(self.at - self.at[cell]).sum(1) / APART**2)
             suspicion = np.where(suspicion < 0, suspicion, suspicion * (1 - nearness))
             suspicion[cell] = -1.0
         return np.concatenate([chosen, self.drawn(NUM_RANDOM, random, besides=chosen)]).astype(np.intp)
+
+    def learn(self, prediction: _Prediction, cells: np.ndarray) -> None:
+        """Doubt lanes by how far off they were: one with kinks is further off than two smooth interpolants are apart."""
+        error = np.nan_to_num(np.abs(prediction.values[cells] - self._scaled()[cells]), posinf=0.0, neginf=0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.sqrt(np.square(error).sum(0) / np.square(prediction.separation[cells]).sum(0))
+        self.doubt = np.sqrt(self.doubt * np.clip(np.nan_to_num(ratio, nan=1.0), 0.1, 100.0))
 
     def drawn(self, num: int, random: np.random.Generator, besides: list[int] | None = None) -> np.ndarray:
         """Return up to ``num`` random cells that are not known."""
@@ -336,7 +349,7 @@ class _Grid:
             values = np.where(self.done[:, None], values, guess)
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = np.nan_to_num(check.error / check.separation)
-            estimate = np.maximum(check.error, ratio * (prediction.separation / self._ranges()).max(0))
+            estimate = ALLOWANCE * np.maximum(check.error, ratio * (prediction.separation / self._ranges()).max(0))
         return Refined(
             values=values.reshape(*self.shape, -1),
             evaluated=self.done.reshape(self.shape).copy(),
