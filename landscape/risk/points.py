@@ -244,21 +244,6 @@ def policy_text(risk: ClassRisk, policy: Policy) -> str:
     return again if policy == "recalibrate" else f"{own}; variables recalibrated_*: {again}"
 
 
-def point_at(risk: ClassRisk, axes: Sequence[Tensor], alpha: float, beta: float) -> Tensor:
-    """Return theta (n,) + alpha d1 + beta d2, from the centre, summed in float64 and rounded once."""
-    point = risk.theta.double()
-    if len(axes) > 1:
-        point = point + beta * axes[1].double()
-    point = point + alpha * axes[0].double()
-    return point.to(risk.theta.dtype)
-
-
-def corners(alphas: np.ndarray, betas: np.ndarray) -> list[tuple[float, float]]:
-    """Return the corners of a grid and its centre."""
-    ends = [(float(a), float(b)) for b in {betas[0], betas[-1]} for a in (alphas[0], alphas[-1])]
-    return [(0.0, 0.0), *sorted(ends)]
-
-
 def preview_error(preview: Walk, exact: Walk, points: Sequence[Tensor]) -> dict[str, Any]:
     """Return the attributes that say how far a preview is off: the largest error of a lane's loss at some points."""
     pairs = [(preview.at(point)["loss"], exact.at(point)["loss"]) for point in points]
@@ -294,7 +279,7 @@ def walk_points(
     journal: Journal | None,
     name: str,
     tick: Callable[[], None],
-) -> Mapping[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Return (P, ...) values at P points, each given as a function that makes its theta.
 
     The block ``name`` of the journal keeps them; while they are computed, finished points are kept as its part.

@@ -8,9 +8,13 @@ from landscape.surface.crossing import Radii, find_radii
 from landscape.surface.cube import average_directions, cube_lanes, examples_of
 from landscape.surface.derivatives import eigen_axes, gradient_axes
 from landscape.surface.differences import difference
+from landscape.surface.directional import directional_derivatives
 from landscape.surface.extent import automatic_range
-from landscape.surface.measure import KINDS, measure_surface
+from landscape.surface.fit import fit_quadratic
+from landscape.surface.grid import KINDS
+from landscape.surface.measure import measure_surface
 from landscape.surface.pooling import image_interval, over_directions, over_seeds
+from landscape.surface.quadratic import fitted_models, quadratic_models
 from landscape.surface.radius import RadiusOptions, measure_radii
 from landscape.surface.recipes import axes_from_recipe, load_axes, save_axes
 from landscape.surface.refinement import Refined, refine_plane
@@ -32,9 +36,12 @@ __all__ = [
     "cosine",
     "cube_lanes",
     "difference",
+    "directional_derivatives",
     "eigen_axes",
     "examples_of",
     "find_radii",
+    "fit_quadratic",
+    "fitted_models",
     "gradient_axes",
     "image_interval",
     "load_axes",
@@ -45,6 +52,7 @@ __all__ = [
     "over_seeds",
     "paired_bootstrap",
     "point_of",
+    "quadratic_models",
     "random_axes",
     "random_directions",
     "refine_plane",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.perturbation import class_losses
 from landscape.risk import ClassRisk
 from landscape.risk.augmented import require_fixed
+from landscape.risk.points import class_losses
 from landscape.risk.taylor import ExampleTerms, example_terms, with_cross_entropy
 
 logger = logging.getLogger(__name__)

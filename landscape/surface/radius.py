@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.errors import LandscapeError
-from landscape.perturbation import class_losses, lane_means
+from landscape.perturbation import lane_means
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
+from landscape.risk.points import class_losses
 from landscape.surface.axes import random_directions
 from landscape.surface.crossing import find_radii, require_deltas, require_scan
 
