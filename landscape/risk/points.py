@@ -145,8 +145,14 @@ class NetworkWalk:
         return found
 
     def example_coordinates(self) -> dict[str, np.ndarray]:
-        """Return ``example_class``, ``example_row`` (file order) and ``example_split`` of the kept examples, per side."""
+        """Return what is known of the kept examples beside their losses.
+
+        ``example_class``, ``example_row`` (file order) and ``example_split`` per side, ``example_centre_loss`` (the loss at
+        the weights) per policy and side.
+        """
         out: dict[str, np.ndarray] = {}
+        for (prefix, values), side in zip(self._centre.items(), self._sides * len(self.policies)):
+            out[f"{prefix}example_centre_loss"] = values["loss"].view(-1, side.draws).mean(1).cpu().numpy()
         for side in self._sides:
             draws = side.draws
             out[f"{side.prefix}example_class"] = side.evaluator.labels[::draws].cpu().numpy()

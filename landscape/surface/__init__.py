@@ -5,7 +5,7 @@ from __future__ import annotations
 from landscape.surface.anchors import between_axes, point_of, three_point_axes, trajectory_axes
 from landscape.surface.axes import Axes, Mark, between, cosine, orthogonal_to, random_axes, random_directions
 from landscape.surface.crossing import Radii, find_radii
-from landscape.surface.cube import average_directions, cube_lanes, examples_of
+from landscape.surface.cube import average_directions, cube_lanes, examples_of, kept_examples
 from landscape.surface.derivatives import eigen_axes, gradient_axes
 from landscape.surface.differences import difference
 from landscape.surface.directional import directional_derivatives
@@ -44,6 +44,7 @@ __all__ = [
     "fitted_models",
     "gradient_axes",
     "image_interval",
+    "kept_examples",
     "load_axes",
     "measure_radii",
     "measure_surface",

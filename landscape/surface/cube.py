@@ -67,6 +67,46 @@ def require_cube(cube: xr.Dataset, *, one_split: bool = True) -> None:
         )
 
 
+def kept_examples(surface: xr.Dataset, *, policy: Literal["", "recalibrated"] = "") -> xr.Dataset:
+    """Return the cube of a surface that was measured with its examples kept: what every function below reads.
+
+    Parameters
+    ----------
+    surface
+        From ``measure_surface(..., keep_examples=True)``.
+    policy
+        ``"recalibrated"``: the losses under recalibrated statistics, where both policies were measured.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``loss`` (pair, beta, alpha, example) float32, both splits along ``example``, with the coordinates
+        ``example_class``, ``example_row``, ``example_split`` and ``example_centre_loss``.
+
+    Raises
+    ------
+    LandscapeError
+        If the examples were not kept.
+    """
+    prefix = f"{policy}_" if policy else ""
+    if f"{prefix}example_loss" not in surface:
+        raise LandscapeError(
+            f"the surface has no '{prefix}example_loss': measure it anew with keep_examples=True (--keep-examples)"
+        )
+    parts = []
+    for side in ("", "held_out_"):
+        if f"{prefix}{side}example_loss" not in surface:
+            continue
+        names = {name: f"{side}example_{name}" for name in ("class", "row", "split")}
+        names["centre_loss"] = f"{prefix}{side}example_centre_loss"
+        losses = surface[f"{prefix}{side}example_loss"].rename({f"{side}example": "example"})
+        kept = {name: c for name, c in losses.coords.items() if "example" not in c.dims}
+        part = xr.DataArray(losses.values, dims=losses.dims, coords=kept)
+        found = {f"example_{name}": ("example", surface[stored].values) for name, stored in names.items()}
+        parts.append(part.assign_coords(found))
+    return xr.Dataset({"loss": xr.concat(parts, "example") if len(parts) > 1 else parts[0]}, attrs=surface.attrs)
+
+
 def splits_of(cube: xr.Dataset) -> tuple[str, ...]:
     """Return the splits in a cube, the one that the measurement names as its own first."""
     if "example_split" not in cube:
@@ -239,7 +279,8 @@ def reference_of(values: xr.DataArray, reference: Reference = "centre") -> xr.Da
         step = float(np.diff(grid).min()) if len(grid) > 1 else 1.0
         nearest = int(np.abs(grid - target).argmin())
         if not abs(grid[nearest] - target) <= SAME_COORDINATE * step:
-            return None
+            recorded = values.coords.get("example_centre_loss") if isinstance(reference, str) else None
+            return None if recorded is None else recorded.reset_coords(drop=True)
         index[dim] = nearest
     return values.isel(index, drop=True)
 
