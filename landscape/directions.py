@@ -69,6 +69,14 @@ def adaptive_ascent(
     return [t * s * factor for t, s in zip(scales, scaled)]
 
 
+def sign_ascent(gradients: Tree, rho: float | Tensor) -> list[Tensor]:
+    r"""Return :math:`\epsilon = \rho\, \mathrm{sign}(g)`: the steepest step of length rho in the maximum norm.
+
+    Source: Foret et al., *Sharpness-Aware Minimization*, ICLR 2021, eq. 2 with p = infinity.
+    """
+    return [g.sign() * rho for g in gradients]
+
+
 def class_conditional_ascent(
     gradients: Tree,
     class_counts: Tensor,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape.directions import Normalization, OneDimensional, gaussian, gradient_ascent, random_tree
-from landscape.errors import LandscapeError
+from landscape.directions import Normalization, OneDimensional, gaussian, gradient_ascent, random_tree, sign_ascent
+from landscape.errors import LandscapeError, unknown_name
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
@@ -22,6 +23,7 @@ from landscape.risk.points import Walk, walk_of
 Progress = Callable[[int, int, str], None]
 # What a draw reads, of all that is evaluated: plain cross-entropy, and the training loss where it is another one.
 LOSSES_OF_DRAWS = ("loss", "own_loss")
+Norm = Literal["l2", "linf"]
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,31 @@ def lane_means(lanes: Lanes, values: Tensor) -> np.ndarray:
 
 
 def worst_case(
-    risk: ClassRisk, row: Tensor, rho: float, num_steps: int, generator: torch.Generator
+    risk: ClassRisk,
+    row: Tensor,
+    rho: float,
+    num_steps: int,
+    generator: torch.Generator,
+    *,
+    norm: Norm = "l2",
+    scale: Tensor | None = None,
 ) -> tuple[float, float]:
-    r"""Search :math:`\max_{\|\epsilon\|_2 \le \rho} L(\theta + \epsilon) - L(\theta)` by projected gradient ascent.
+    r"""Search :math:`\max_{\|T^{-1}\epsilon\|_p \le \rho} L(\theta + \epsilon) - L(\theta)` by projected gradient ascent.
 
     Parameters
     ----------
     risk, row
         The class losses, and the lane as weights (C,).
     rho
-        Radius of the ball, Euclidean, weight units.
+        Radius of the ball: weight units, or shares of ``scale``.
     num_steps
         Ascent steps; the first goes to the boundary along the gradient (SAM's step), the others by rho / 2.
     generator
         Draws the first step where the gradient is exactly zero: at a saddle there is no gradient to follow.
+    norm
+        ``"l2"``, the Euclidean ball, or ``"linf"``: every weight by rho at most.
+    scale
+        The diagonal of T (n,), such as :math:`|\theta|` for an adaptive ball; weights with 0 stay. By default 1.
 
     Returns
     -------
@@ -142,36 +155,53 @@ def worst_case(
         The best increase found (a lower bound of the maximum; at least 0, its value at the centre) and the increase
         after the first step alone. NaN where the loss is NaN, inf where it is inf: the search stops there.
 
+    Raises
+    ------
+    LandscapeError
+        For an unknown norm.
+
     Notes
     -----
-    Source: one step, Foret et al., ICLR 2021, eq. 2; multi-step, as the worst case of Andriushchenko et al., ICML 2023
-    with the plain Euclidean ball. At a point that is not stationary it is about rho |g|, mostly a gradient norm.
+    Source: one step, Foret et al., ICLR 2021, eq. 2; with T = diag(abs(theta)), Kwon et al., ICML 2021; multi-step, the
+    worst case of Andriushchenko et al., ICML 2023. At a point that is not stationary it is about rho |g|, mostly a
+    gradient norm.
     """
+    if norm not in get_args(Norm):
+        raise unknown_name("norm", norm, get_args(Norm))
     theta, support = risk.theta, torch.nonzero(row)[:, 0].tolist()
+    stretch = torch.ones_like(theta) if scale is None else scale
 
     def lane_loss(point: Tensor) -> float:
         return float((row[support] * risk.losses(point, support)[support]).sum())
 
     centre = lane_loss(theta)
-    offset = torch.zeros_like(theta)
+    offset = torch.zeros_like(theta)  # in units of the scale
     best, first = 0.0, 0.0
     for step in range(num_steps):
-        gradient = risk.gradients(theta + offset, row[None])[0]
+        gradient = stretch * risk.gradients(theta + stretch * offset, row[None])[0]
         if not bool(gradient.any()):
             gradient = gaussian([theta], generator, sigma=1.0)[0]
         if not bool(gradient.isfinite().all()):  # the loss left its domain on the way
             break
-        # Scaled first: the guard against division by zero in the step must not shorten it where the slope is tiny.
-        (move,) = gradient_ascent([gradient / gradient.abs().max()], rho if step == 0 else rho / 2)
-        offset = offset + move
-        norm = torch.linalg.vector_norm(offset)
-        offset = offset * (rho / norm.clamp_min(rho))
-        increase = lane_loss(theta + offset) - centre
+        offset = _into_ball(offset + _ascent(gradient, rho if step == 0 else rho / 2, norm), rho, norm)
+        increase = lane_loss(theta + stretch * offset) - centre
         first = increase if step == 0 else first
         best = increase if math.isnan(increase) else max(best, increase)  # max(0, NaN) would be 0
         if not math.isfinite(increase):
             break
     return best, first
+
+
+def _ascent(gradient: Tensor, length: float, norm: Norm) -> Tensor:
+    # Scaled first: the guard against division by zero in the step must not shorten it where the slope is tiny.
+    scaled = [gradient / gradient.abs().max()]
+    return (sign_ascent(scaled, length) if norm == "linf" else gradient_ascent(scaled, length))[0]
+
+
+def _into_ball(offset: Tensor, rho: float, norm: Norm) -> Tensor:
+    if norm == "linf":
+        return offset.clamp(-rho, rho)
+    return offset * (rho / torch.linalg.vector_norm(offset).clamp_min(rho))
 
 
 def _draws(risk: ClassRisk, walk: Walk, direction: Tensor, scales: tuple[float, ...]) -> dict[str, np.ndarray]:
