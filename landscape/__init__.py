@@ -19,6 +19,7 @@ _PUBLIC = {
     "load_results": "landscape.results",
     "load_risk": "landscape.loading",
     "load_dataset": "landscape.data",
+    "measure_flatness": "landscape.flatness",
     "measure_perturbation": "landscape.perturbation",
     "measure_spectrum": "landscape.spectrum",
     "measure_surface": "landscape.surface",

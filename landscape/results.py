@@ -49,6 +49,7 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "perturbation": {"loss_increase": ("lane", "radius", "draw"), "worst_case_increase": ("lane", "rho")},
+    "flatness": dict.fromkeys(("loss", "gradient_norm", "num_examples"), ("lane",)),
     "surface": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
     "surface_line": {"loss": ("pair", "alpha", "lane"), "done": ("pair", "alpha")},
     "surface_eigen": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
