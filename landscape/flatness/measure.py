@@ -82,8 +82,8 @@ def measure_flatness(
 
     study = Study(risk, chosen, settings, seed, journal, tick)
     dataset = xr.Dataset(coords={"lane": list(chosen.names)})
-    for name, values in class_losses(risk, risk.theta).items():
-        dataset[name] = ("lane", lane_means(chosen, values), {"units": "nats per example"})
+    for name, losses in study.block("loss", lambda: _losses(study)).items():
+        dataset[name] = ("lane", losses, {"units": "nats per example"})
     dataset["num_examples"] = ("lane", np.asarray(chosen.num_examples))
     for name, measure in {"gradient_norm": MEASURES["gradient_norm"], **measures}.items():
         _add(dataset, name, measure, study)
@@ -99,6 +99,11 @@ def measure_flatness(
         **{f"option_{key}": value for key, value in asdict(settings).items()},
     }
     return validate("flatness", dataset)
+
+
+def _losses(study: Study) -> dict[str, np.ndarray]:
+    values = class_losses(study.risk, study.risk.theta)
+    return {name: lane_means(study.lanes, losses) for name, losses in values.items()}
 
 
 def _add(dataset: xr.Dataset, name: str, measure: Measure, study: Study) -> None:
@@ -120,7 +125,7 @@ def _add(dataset: xr.Dataset, name: str, measure: Measure, study: Study) -> None
 
 def _num_blocks(measures: Iterable[Measure], options: FlatnessOptions, lanes: Lanes) -> int:
     """Return how many blocks the measures need; those that share theirs count once."""
-    families = {"gradient": "pass", **{measure.shares: measure.family for measure in measures}}
+    families = {"loss": "pass", "gradient": "pass", **{measure.shares: measure.family for measure in measures}}
     each = {"average": 1 + options.num_pairs, "worst case": len(lanes), "batches": len(lanes), "pass": 1}
     return sum(each[family] for family in families.values())
 
@@ -132,7 +137,9 @@ def estimate_flatness(
     options: FlatnessOptions | None = None,
     group_average: GroupAverage = "examples",
 ) -> tuple[float, int]:
-    """Return the expected seconds and bytes of :func:`measure_flatness`, from one timed evaluation and one gradient.
+    """Return the expected seconds and bytes of :func:`measure_flatness`.
+
+    One evaluation and one ascent step of every lane are timed.
 
     Parameters
     ----------
@@ -147,16 +154,20 @@ def estimate_flatness(
     require_fixed(risk, "a flatness analysis")
     chosen = lanes_of(risk, lanes, group_average=group_average)
     settings = options or FlatnessOptions()
-    evaluation = _seconds(lambda: risk.losses(risk.theta))
-    widest = chosen.weights[int(np.argmax(chosen.num_examples))][None]
-    gradient = _seconds(lambda: risk.gradients(risk.theta, widest)) / max(chosen.num_examples)  # of one example
-    step = gradient + evaluation / max(int(risk.class_counts.sum()), 1)
-    batches = settings.max_batches * (settings.batch_size or int(risk.class_counts[risk.class_counts > 0].min()))
+    theta, rows = risk.theta, chosen.weights
+    supports = [torch.nonzero(row)[:, 0].tolist() for row in rows]
+    risk.gradients(theta, rows[:1])  # the first call may compile and allocate
+    evaluation = _seconds(lambda: risk.losses(theta))
+    step = _seconds(
+        lambda: [(risk.gradients(theta, row[None]), risk.losses(theta, c)) for row, c in zip(rows, supports)]
+    )
+    num = settings.max_batches * (settings.batch_size or int(risk.class_counts[risk.class_counts > 0].min()))
+    share = sum(min(n, num) for n in chosen.num_examples) / sum(chosen.num_examples)
     seconds: Mapping[str, float] = {
         "average": (1 + 2 * settings.num_pairs) * evaluation,
-        "worst case": settings.ascent_steps * step * sum(chosen.num_examples),
-        "batches": settings.ascent_steps * step * sum(min(n, batches) for n in chosen.num_examples),
-        "pass": 2 * gradient * max(chosen.num_examples),
+        "worst case": settings.ascent_steps * step,
+        "batches": settings.ascent_steps * step * share,
+        "pass": step,
     }
     families = {measure.shares: measure.family for measure in choose_measures(settings.measures).values()}
     families["gradient"] = "pass"
@@ -166,8 +177,6 @@ def estimate_flatness(
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the time of the second call: the first one may compile and allocate."""
-    run()
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
