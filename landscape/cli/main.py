@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from landscape.cli import analyse, exchange, spectrum, train  # noqa: F401  (importing them registers their commands)
+from landscape.cli import analyse, exchange, flatness, spectrum, train  # noqa: F401  (importing registers commands)
 from landscape.cli.app import app
 from landscape.cli.terminal import fail, note
 from landscape.errors import LandscapeError

@@ -38,7 +38,7 @@ def on_cifar(small, cifar):
     return load
 
 
-@pytest.mark.parametrize("command", ["inspect", "spectrum", "perturb", "surface", "figures"])
+@pytest.mark.parametrize("command", ["inspect", "spectrum", "perturb", "flatness", "surface", "figures"])
 def test_every_analysis_takes_the_augmentation(command):
     def source(*words):
         out = [] if command == "inspect" else ["--out", "out"]
@@ -69,7 +69,10 @@ def test_a_data_set_without_augmentation_refuses(augment, checkpoint, tmp_path):
         load_risk(checkpoint, augment=augment)
 
 
-@pytest.mark.parametrize(("command", "what"), [("perturb", "a perturbation analysis"), ("surface", "a surface")])
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [("perturb", "a perturbation analysis"), ("flatness", "a flatness analysis"), ("surface", "a surface")],
+)
 def test_a_moving_function_has_no_surface(command, what, small, cifar, tmp_path):
     arguments = [command, small, *CIFAR, cifar, *FEW, "--out", tmp_path / "new" / "out.nc"]
     refuses(tmp_path, *arguments, "--augment", "redraw", match=f"{what} needs a fixed function.*none or frozen")

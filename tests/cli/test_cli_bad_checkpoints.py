@@ -16,7 +16,7 @@ from cli_cases import FEW, Outcome, Payload, landscape, refuses, require_one_lin
 
 from landscape.checkpoint import read_checkpoint, write_checkpoint
 
-COMMANDS = ["inspect", "spectrum", "perturb", "surface", "figures"]
+COMMANDS = ["inspect", "spectrum", "perturb", "flatness", "surface", "figures"]
 
 
 def arguments_of(command: str, path: Path, folder: Path) -> list[object]:

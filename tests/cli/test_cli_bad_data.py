@@ -125,7 +125,7 @@ def test_own_arrays_go_all_the_way(tmp_path):
     succeeds("spectrum", path, "--lanes", "2", "--out", tmp_path / "s.nc")
 
 
-@pytest.mark.parametrize("command", ["spectrum", "perturb", "surface", "figures"])
+@pytest.mark.parametrize("command", ["spectrum", "perturb", "flatness", "surface", "figures"])
 @pytest.mark.parametrize("lanes", ["2", "0,2", "classes", "tail"])
 def test_a_class_without_examples_in_the_split(command, lanes, lopsided, tmp_path):
     out = tmp_path / ("out" if command == "figures" else "out.nc")

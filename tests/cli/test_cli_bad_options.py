@@ -10,7 +10,7 @@ import torch
 from cli_cases import FEW, contents, refuses
 
 MLP = ("--model", "mlp", "--epochs", "1")
-ANALYSES = ["spectrum", "perturb", "surface", "figures"]
+ANALYSES = ["spectrum", "perturb", "flatness", "surface", "figures"]
 
 
 def arguments_of(command: str, checkpoint: Path, folder: Path) -> list[object]:
@@ -43,6 +43,10 @@ UNKNOWN = [
     ("run inspect spectrum perturb surface figures", "--objective", "facal", "focal"),
     ("run spectrum perturb surface figures", "--group-average", "class", "classes"),
     ("spectrum perturb surface figures", "--dtype", "float23", "float32"),
+    ("flatness", "--preset", "quik", "quick"),
+    ("flatness", "--lanes", "0,tial", "tail"),
+    ("flatness", "--measures", "m_sharpnes", "m_sharpness"),
+    ("flatness", "--placement", "spere", "sphere"),
     ("surface", "--kind", "plain", "plane"),
     ("surface", "--batchnorm", "frozn", "frozen"),
     ("surface", "--directions", "eigen:tial", "tail"),
@@ -78,6 +82,11 @@ IMPOSSIBLE = [
     ("perturb", "--radii=nan", "radi.*nan"),
     ("perturb", "--sigmas=-1", "sigma.*-1"),
     ("perturb", "--rhos=-1", "rho.*-1"),
+    ("flatness", "--sigma=0", "sigma.*positive.*0.0"),
+    ("flatness", "--rho=nan", "rho.*positive.*nan"),
+    ("flatness", "--num-pairs=1", "num.pairs.*at least 2, got 1"),
+    ("flatness", "--batch-size=0", "batch.size.*got 0"),
+    ("flatness", "--measures=,", "--measures: expected comma-separated names"),
     ("surface", "--x=1:-1:0", "--x: expected START:STOP:COUNT.*'1:-1:0'"),
     ("surface", "--x=abc", "--x: expected START:STOP:COUNT.*'abc'"),
     ("surface", "--x=", "--x: expected START:STOP:COUNT.*''"),
@@ -147,7 +156,7 @@ def test_an_output_in_proc_cannot_be_written(command, checkpoint, tmp_path):
     refuses(tmp_path, *arguments, "/proc/nope/out", match=r"/proc/nope.*another.*folder")
 
 
-@pytest.mark.parametrize("command", ["spectrum", "perturb", "surface"])
+@pytest.mark.parametrize("command", ["spectrum", "perturb", "flatness", "surface"])
 def test_a_folder_where_a_file_is_meant(command, checkpoint, tmp_path):
     *arguments, _ = arguments_of(command, checkpoint, tmp_path)
     refuses(tmp_path, *arguments, tmp_path, match=r"expected a file name such as .*got a folder")
@@ -160,7 +169,7 @@ def test_a_file_where_a_folder_is_meant(command, checkpoint, tmp_path):
     refuses(tmp_path, *arguments, tmp_path / "out", match="cannot write")
 
 
-@pytest.mark.parametrize("command", ["spectrum", "perturb", "surface"])
+@pytest.mark.parametrize("command", ["spectrum", "perturb", "flatness", "surface"])
 def test_the_checkpoint_itself_is_not_overwritten(command, checkpoint, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(checkpoint.read_bytes())

@@ -12,6 +12,7 @@ from landscape.training import loop
 COMMANDS = {
     "spectrum": ("spectrum", *FEW),
     "perturb": ("perturb", *FEW, "--num-draws", "4"),
+    "flatness": ("flatness", *FEW, "--num-pairs", "2"),
     "line": ("surface", *FEW, "--kind", "line", "--x=0:1:3", "--num-pairs", "3"),
     "plane": ("surface", *FEW, "--x=0:1:3", "--y=0:1:3"),
     "eigen-plane": ("surface", *FEW, "--x=0:1:3", "--y=0:1:3", "--directions", "eigen:tail"),

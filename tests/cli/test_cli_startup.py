@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": (*DATA, "CKPT"),
     "spectrum": (*DATA, *ANALYSIS),
     "perturb": (*DATA, *ANALYSIS),
+    "flatness": (*DATA, *ANALYSIS, "--measures", "--rho", "--num-pairs", "--batch-size"),
     "surface": (*DATA, *ANALYSIS, "--kind", "--directions", "--x", "--y"),
     "figures": (*DATA, *ANALYSIS),
     "compare": ("DIR", "--out", "--json"),
@@ -100,7 +101,7 @@ def test_a_missing_out_is_named(command):
     require_one_line(landscape(command, *arguments), "--out")
 
 
-@pytest.mark.parametrize("command", ["inspect", "spectrum", "perturb", "surface", "figures"])
+@pytest.mark.parametrize("command", ["inspect", "spectrum", "perturb", "flatness", "surface", "figures"])
 def test_a_missing_checkpoint_argument_is_named(command):
     arguments = [] if command == "inspect" else ["--out", "x"]
     require_one_line(landscape(command, *arguments), "CKPT")
