@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from landscape.figures.catalogue import CATALOGUE, Entry
 from landscape.figures.escapes import plot_curvature_split, plot_escapes
+from landscape.figures.flatness import plot_curvature_against_loss, plot_flatness
 from landscape.figures.layers import plot_layers, plot_matched
 from landscape.figures.overlaps import plot_layer_mass, plot_overlaps
 from landscape.figures.perturbations import plot_fluctuation
@@ -19,9 +20,11 @@ __all__ = [
     "plot_accuracy",
     "plot_contours",
     "plot_curvature_against_gradient",
+    "plot_curvature_against_loss",
     "plot_curvature_split",
     "plot_eigen_plane",
     "plot_escapes",
+    "plot_flatness",
     "plot_fluctuation",
     "plot_history",
     "plot_layer_mass",

@@ -236,7 +236,7 @@ MEASURES: dict[str, Measure] = {
     "m_sharpness": Measure(
         m_sharpness,
         "mean_b max_{|e|_2 <= rho} L_b(w + e) - L_b(w), |b| = m",
-        "Foret 2021, Andriushchenko 2022",
+        "Foret 2021",
         f"depends on m as much as on the network; {GRADIENT}",
         NATS,
         "batches",

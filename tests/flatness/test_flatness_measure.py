@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from landscape.results import Journal, load_results, save_results, validate
 from landscape.risk import ModelRisk
 from landscape.risk.augmented import RedrawnRisk
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "flatness.md"
 FEW = FlatnessOptions(num_pairs=2, ascent_steps=2, max_batches=2)
 
 
@@ -196,3 +198,11 @@ def test_the_head_alone_can_be_studied():
     head = measure_flatness(risk_of(network(), params="head"), options=FEW)
     assert np.isfinite(head.relative_flatness).all()
     assert head.attrs["num_parameters"] == 24
+
+
+def test_the_page_lists_every_measure_with_its_source():
+    rows = {line.split("`")[1]: line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+    assert set(MEASURES) <= set(rows)
+    for name, entry in MEASURES.items():
+        for author in (part.split()[0] for part in entry.source.split(", ") if part != "-"):
+            assert author in rows[name], name
