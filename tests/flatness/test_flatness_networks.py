@@ -48,7 +48,7 @@ def explicit_relative_flatness(model, head, inputs, labels):
         return nn.functional.cross_entropy(logits, labels)
 
     w = named[f"{head}.weight"]
-    hessian = torch.func.hessian(loss)(w)  # (C, d, C, d)
+    hessian = torch.func.jacrev(torch.func.grad(loss))(w)  # (C, d, C, d)
     return float(((w @ w.T) * hessian.diagonal(dim1=1, dim2=3).sum(-1)).sum())
 
 
@@ -176,6 +176,16 @@ def test_several_draws_of_an_image_are_one_image():
         once, drawn = measured(name, risk_of()), measured(name, twice)
         np.testing.assert_allclose(drawn.value, once.value, rtol=1e-12)
         np.testing.assert_allclose(drawn.stderr, once.stderr, rtol=1e-12)
+
+
+def test_an_image_is_the_mean_of_its_draws_not_the_first_of_them():
+    inputs, labels = data()
+    drawn = inputs.repeat_interleave(2, 0) + 0.3 * normal(2 * len(labels), 5, name="jitter")
+    twice = ModelRisk(network(), (drawn, labels.repeat_interleave(2)), draws_per_example=2)
+    images = slopes_along(twice, twice.theta).reshape(-1, 2).mean(1).numpy()
+    found = measured("radial_slope", twice)
+    np.testing.assert_allclose(found.value, class_means(images, labels.sort().values.numpy()), rtol=1e-12)
+    np.testing.assert_allclose(found.stderr, class_errors(images, labels.sort().values.numpy()), rtol=1e-12)
 
 
 def test_lanes_pool_means_and_errors_of_their_classes():
