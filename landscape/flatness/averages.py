@@ -156,12 +156,11 @@ def _inside(study: Study, direction: Tensor, generator: torch.Generator) -> Tens
     """Move each filter of a direction from the sphere into the ball: a radius is U^(1/d) of it, for d weights."""
     layout = study.risk.layout
     parts = []
-    for part, dim in zip(layout.unflatten(direction), layout.filter_dims):
-        filters = part.movedim(dim, 0) if part.dim() > 1 else part[None]
-        uniform = torch.rand(len(filters), generator=generator).to(part)
-        shares = uniform ** (len(filters) / max(part.numel(), 1))
-        moved = filters * shares.reshape(-1, *[1] * (filters.dim() - 1))
-        parts.append(moved.movedim(0, dim) if part.dim() > 1 else moved[0])
+    for part, dims in zip(layout.unflatten(direction), layout.filter_dims):
+        numbering = np.atleast_1d(np.asarray(dims, dtype=int)) if part.dim() > 1 else ()
+        shape = [size if axis in numbering else 1 for axis, size in enumerate(part.shape)]
+        uniform = torch.rand(shape, generator=generator).to(part)
+        parts.append(part * uniform ** (math.prod(shape) / max(part.numel(), 1)))
     return layout.flatten(parts)
 
 

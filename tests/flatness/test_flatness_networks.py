@@ -344,3 +344,28 @@ def test_normalised_worst_case_is_the_search_on_the_normalised_loss():
     row = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     best, _ = worst_case(risk, row, 0.3, 2, stream(0, "x"), scale=risk.theta.abs())
     assert found.value[0] == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("head", [nn.Linear(7, 3), NormedLinear(7, 3)], ids=["linear", "cosine"])
+def test_every_filter_of_a_network_lies_within_its_own_ball(head, monkeypatch):
+    """Filters along dimension 0, or 1 for a cosine head; biases stay."""
+    risk = risk_of(filled(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), head)))
+    seen = []
+    losses = risk.losses
+    monkeypatch.setattr(risk, "losses", lambda theta, classes=None: seen.append(theta) or losses(theta, classes))
+    shares = {}
+    for placement in ("sphere", "ball"):
+        seen.clear()
+        measured("filter_relative_increase", risk, placement=placement, num_pairs=2, relative_radius=0.2)
+        moved_by = risk.layout.named(seen[1] - risk.theta)
+        weights = risk.layout.named(risk.theta)
+        norms = {n: (moved_by[n].norm(dim=1 - d), w.norm(dim=1 - d)) for n, d, w in rows_of(risk, weights)}
+        shares[placement] = torch.cat([e / w for e, w in norms.values()])
+        assert not any(bool(moved_by[n].any()) for n in weights if n.endswith("bias"))
+    torch.testing.assert_close(shares["sphere"], torch.full_like(shares["sphere"], 0.2), rtol=1e-5, atol=0)
+    assert bool((shares["ball"] < 0.2).all())
+    assert len(shares["ball"].unique()) == 10
+
+
+def rows_of(risk, weights):
+    return [(n, d, weights[n]) for n, d in zip(risk.layout.names, risk.layout.filter_dims) if weights[n].dim() > 1]
