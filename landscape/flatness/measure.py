@@ -14,10 +14,11 @@ from landscape.errors import LandscapeError
 from landscape.flatness.catalogue import MEASURES, Measure, choose_measures
 from landscape.flatness.options import FlatnessOptions
 from landscape.flatness.study import Study
-from landscape.perturbation import class_losses, lane_means
+from landscape.perturbation import lane_means
 from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
+from landscape.risk.points import class_losses
 
 Progress = Callable[[int, int, str], None]
 
