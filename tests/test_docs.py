@@ -31,6 +31,7 @@ from landscape.losses import LOSSES
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS
 from landscape.pipeline import RunSpec
+from landscape.reconstruction import RECONSTRUCTIONS
 from landscape.results import SCHEMA
 from landscape.spectrum import VERDICTS
 from landscape.training import SCHEDULES
@@ -182,8 +183,20 @@ def test_the_reference_lists_every_option(name):
         PRESETS,
         [entry.name for entry in CATALOGUE],
         SCHEMA,
+        RECONSTRUCTIONS,
     ],
-    ids=["datasets", "groups", "models", "losses", "optimizers", "schedules", "presets", "figures", "results"],
+    ids=[
+        "datasets",
+        "groups",
+        "models",
+        "losses",
+        "optimizers",
+        "schedules",
+        "presets",
+        "figures",
+        "results",
+        "reconstructions",
+    ],
 )
 def test_the_reference_lists_every_name(registry):
     assert [name for name in registry if not listed("docs/reference.md", f"{name}`")] == []

@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
-from landscape.cli import analyse, exchange, flatness, spectrum, train  # noqa: F401  (importing registers commands)
+from landscape.cli import (  # importing registers commands
+    analyse,  # noqa: F401
+    exchange,  # noqa: F401
+    flatness,  # noqa: F401
+    reconstruct,  # noqa: F401
+    spectrum,  # noqa: F401
+    train,  # noqa: F401
+)
 from landscape.cli.app import app
 from landscape.cli.terminal import fail, note
 from landscape.errors import LandscapeError

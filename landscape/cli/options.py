@@ -137,6 +137,13 @@ def weights_options(
     """Options of the analyses of one checkpoint."""
 
 
+def reconstruction_options(
+    points: Annotated[int | None, option("--points", "Per axis; by default as published, else 21.", ANALYSIS)] = None,
+    batchnorm: Annotated[str, option("--batchnorm", "frozen, or recalibrate at every point.", ANALYSIS)] = "frozen",
+) -> None:
+    """Options of the published plots."""
+
+
 ANALYSES = (data_options, examples_options, augment_options, lanes_options, weights_options)
 
 
