@@ -112,7 +112,9 @@ def test_the_number_of_evaluations_is_what_is_announced(name, tmp_path, undrawn,
 def test_published_numbers_of_points():
     assert RECONSTRUCTIONS["ccsam-line"].num_evaluations(None) == 5 * 51
     assert RECONSTRUCTIONS["gnm-surface"].num_evaluations(None) == 51**2
+    assert all(0.0 in Settings(points=n).grid("plane") for n in range(3, 200, 2))  # np.linspace misses it at 99
     grid = Settings().grid("plane")
+    np.testing.assert_allclose(grid, np.linspace(-1, 1, 51), rtol=0, atol=1e-15)
     assert (grid[0], grid[25], grid[-1], len(grid)) == (-1.0, 0.0, 1.0, 51)
 
 

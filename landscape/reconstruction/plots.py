@@ -50,8 +50,9 @@ class Settings:
         return lambda done, total, text: report(done, total, f"{name}: {text}")
 
     def grid(self, kind: str) -> np.ndarray:
-        """Return the coordinates of [-1, 1], as many as asked for."""
-        return np.linspace(-1.0, 1.0, self.points or DEFAULT_POINTS[kind])
+        """Return the coordinates of [-1, 1], as many as asked for; an odd number holds 0 exactly."""
+        last = (self.points or DEFAULT_POINTS[kind]) - 1
+        return np.arange(-last, last + 1, 2) / last
 
 
 @dataclass(frozen=True)
