@@ -75,7 +75,7 @@ def reconstruct(
                 out,
                 seed=given["seed"],
                 points=given["points"],
-                batchnorm=given["batchnorm"],
+                batchnorm=given["batchnorm"],  # it says itself what it takes
                 progress=ProgressLine(),
             )
     if given["as_json"]:

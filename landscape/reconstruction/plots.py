@@ -14,6 +14,7 @@ from landscape.figures import plot_contours, plot_fluctuation, plot_lines, plot_
 from landscape.perturbation import PerturbationOptions, measure_perturbation
 from landscape.results import Journal
 from landscape.risk import ClassRisk
+from landscape.risk.points import Policy
 from landscape.surface import measure_surface
 
 Progress = Callable[[int, int, str], None]
@@ -34,7 +35,7 @@ class Settings:
 
     seed: int = 0
     points: int | None = None
-    batchnorm: str = "frozen"
+    batchnorm: Policy = "frozen"
     progress: Progress | None = None
     journal: Journal | None = None
 

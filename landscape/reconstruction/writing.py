@@ -15,6 +15,7 @@ from landscape.reconstruction.plots import Made, Progress, Settings
 from landscape.reconstruction.registry import RECONSTRUCTIONS, Reconstruction
 from landscape.results import Journal, save_results
 from landscape.risk import ClassRisk
+from landscape.risk.points import Policy
 
 FIGURE_TITLE_SIZE = 9.5
 # What must agree for checkpoints to be seen on the same images.
@@ -28,7 +29,7 @@ def reconstruct(
     *,
     seed: int = 0,
     points: int | None = None,
-    batchnorm: str = "frozen",
+    batchnorm: Policy = "frozen",
     progress: Progress | None = None,
 ) -> list[Path]:
     """Measure and draw one published plot for one or several checkpoints, on the same images and one scale.

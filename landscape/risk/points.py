@@ -308,13 +308,17 @@ def _walked(
         tick()
     fresh: list[Values] = []
     last = time.monotonic()
-    for point in points[num_done:]:
-        fresh.append(walk.at(point()))
-        tick()
-        if journal is not None and time.monotonic() - last > SECONDS_BETWEEN_PARTS:
-            done, fresh = _joined(done, fresh), []
-            journal.store(f"{name}/part", done)
-            last = time.monotonic()
+    try:
+        for point in points[num_done:]:
+            fresh.append(walk.at(point()))
+            tick()
+            if journal is not None and time.monotonic() - last > SECONDS_BETWEEN_PARTS:
+                done, fresh = journal.store(f"{name}/part", _joined(done, fresh)), []
+                last = time.monotonic()
+    except BaseException:  # interrupted, or out of memory: what is finished stays
+        if journal is not None and fresh:
+            journal.store(f"{name}/part", _joined(done, fresh))
+        raise
     whole = _joined(done, fresh)
     if journal is not None:
         journal.store(name, whole)

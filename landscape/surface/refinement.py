@@ -325,12 +325,12 @@ class _Grid:
             ratio = np.sqrt(np.square(error).sum(0) / np.square(prediction.separation[cells]).sum(0))
         self.doubt = np.sqrt(self.doubt * np.clip(np.nan_to_num(ratio, nan=1.0), 0.1, 100.0))
 
-    def drawn(self, num: int, random: np.random.Generator, besides: list[int] | None = None) -> np.ndarray:
+    def drawn(self, num: int, generator: np.random.Generator, besides: list[int] | None = None) -> np.ndarray:
         """Return up to ``num`` random cells that are not known."""
         free = ~self.done
         free[besides or []] = False
         cells = np.flatnonzero(free)
-        return np.sort(random.choice(cells, min(num, len(cells)), replace=False))
+        return np.sort(generator.choice(cells, min(num, len(cells)), replace=False))
 
     def compare(self, prediction: _Prediction, cells: np.ndarray) -> _Check:
         """Return how far the prediction was off at cells that are known by now; values not finite do not count."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 from surface_cases import E1, E2, Net, X, Y, risk_of, state, toy
 
 from landscape.results import Journal
-from landscape.risk import AnalyticRisk
+from landscape.risk import AnalyticRisk, points
 from landscape.surface import measure_surface, random_directions
 
 
@@ -58,14 +61,14 @@ def counted(monkeypatch):
     return toy(), calls
 
 
-def test_an_interrupted_plane_goes_on_at_the_row_where_it_stopped(tmp_path, counted):
+def test_an_interrupted_plane_goes_on_at_the_point_where_it_stopped(tmp_path, counted):
     risk, calls = counted
     given = {"kind": "plane", "directions": [E1, E2], "x": X, "y": np.linspace(-1, 1, 5)}
     whole = measure_surface(risk, **given)
     assert len(calls) == 5 * 5
 
     def stop(done, total, text):
-        if done == 3:
+        if done == 13:  # two rows and three points
             raise KeyboardInterrupt
 
     journal = Journal(tmp_path / "journal", {"seed": 0})
@@ -73,7 +76,7 @@ def test_an_interrupted_plane_goes_on_at_the_row_where_it_stopped(tmp_path, coun
         measure_surface(risk, journal=journal, progress=stop, **given)
     calls.clear()
     resumed = measure_surface(risk, journal=journal, **given)
-    assert len(calls) == (5 - 3) * 5
+    assert len(calls) == 5 * 5 - 13
     assert resumed.identical(whole)
     calls.clear()
     assert measure_surface(risk, journal=journal, **given).identical(whole)
@@ -91,7 +94,33 @@ def test_a_truncated_row_is_measured_again(tmp_path, counted):
     assert len(calls) == len(X)
 
 
-def test_progress_counts_rows_and_reaches_its_total():
+def test_a_slow_row_is_kept_in_parts_and_survives_a_kill(tmp_path, counted, monkeypatch):
+    """What was written before the kill is found; the part goes when its row is whole."""
+    risk, calls = counted
+    monkeypatch.setattr(points, "SECONDS_BETWEEN_PARTS", -1.0)  # every point is slow
+    given = {"directions": [E1], "x": X, "journal": Journal(tmp_path, {"seed": 0})}
+    whole = measure_surface(risk, **{**given, "journal": None})
+    store = Journal.store
+
+    def killed(self, name, block):
+        path = store(self, name, block)
+        if len(next(iter(block.values()))) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return path
+
+    child = os.fork()
+    if child == 0:
+        Journal.store = killed
+        measure_surface(risk, **given)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    calls.clear()
+    assert measure_surface(risk, **given).identical(whole)
+    assert len(calls) == len(X) - 3
+    assert len(list(tmp_path.iterdir())) == 1  # the row; its part is gone
+
+
+def test_progress_counts_points_and_reaches_its_total():
     seen = []
     measure_surface(toy(), kind="plane", x=X, y=Y, num_pairs=2, progress=lambda *tick: seen.append(tick[:2]))
-    assert seen == [(k, 6) for k in range(1, 7)]
+    assert seen == [(k, 30) for k in range(1, 31)]

@@ -121,8 +121,8 @@ def test_own_loss_beside_cross_entropy():
         ({"directions": [E1, E2]}, r"a line needs 1 direction\(s\), got 2"),
         ({"kind": "plane", "directions": [E1]}, r"a plane needs 2 direction\(s\), got 1"),
         ({"directions": [torch.ones(3)]}, r"expected directions of shape \(2,\), got \(3,\)"),
-        ({"directions": [E1 / 0]}, "a direction of the surface is not finite"),
-        ({"directions": [0 * E1]}, "a direction of the surface is zero"),
+        ({"directions": [E1 / 0]}, "the first direction of the surface is not finite"),
+        ({"directions": [0 * E1]}, "the first direction of the surface is zero"),
         ({"lanes": "2"}, "unknown lane '2'"),
     ],
 )
