@@ -11,6 +11,9 @@ from scipy.optimize import toms748
 
 from landscape.errors import LandscapeError
 
+# A bracket this narrow, in units of the ray, is not narrowed further: a loss may jump at the weights themselves.
+FINEST = 1e-12
+
 
 @dataclass(frozen=True)
 class Radii:
@@ -140,7 +143,7 @@ def _narrow(
     """Evaluate until every bracket is at most ``tolerance`` wide, relative to its upper end."""
     while True:
         low, high, is_known = _brackets(table, deltas)
-        rows = np.argwhere(is_known & np.isfinite(high) & (high - low > tolerance * high))
+        rows = np.argwhere(is_known & np.isfinite(high) & (high - low > np.maximum(tolerance * high, FINEST)))
         if not len(rows):
             return
         i, lane = (int(n) for n in rows[0])
@@ -154,7 +157,7 @@ def _narrow(
 
         try:
             # Half, so that rounding cannot leave the bracket just too wide for ever.
-            toms748(side, low[i, lane], high[i, lane], xtol=1e-300, rtol=tolerance / 2)
+            toms748(side, low[i, lane], high[i, lane], xtol=FINEST / 2, rtol=tolerance / 2)
         except _NotANumberError:
             continue  # its bracket now has a hole, and is left alone
 

@@ -243,20 +243,25 @@ def _assembled(blocks: Sequence[dict[str, np.ndarray]], lanes: Lanes, settings: 
 
 
 def _add_medians(dataset: xr.Dataset) -> None:
-    dims, num = ("delta", "lane"), dataset.sizes["direction"]
-    pooled = dataset["radius"].transpose("delta", "lane", "direction", "side").values
-    pooled = np.sort(pooled.reshape(*pooled.shape[:2], -1))  # a NaN goes last
-    rank, dataset.attrs["interval_coverage"] = median_ranks(num)
-    is_unknown = np.isnan(pooled[..., -1])
-    # Both sides of a direction count as one draw: ranks of `num` draws, each standing twice.
-    for name, values in {
-        "median_radius": np.where(
-            np.isinf(pooled[..., num]), pooled[..., num], pooled[..., num - 1 : num + 1].mean(-1)
-        ),
-        "median_low": pooled[..., 2 * rank - 2],
-        "median_high": pooled[..., 2 * num + 1 - 2 * rank],
-    }.items():
-        dataset[name] = (dims, np.where(is_unknown, np.nan, values))
+    radii = dataset["radius"].transpose("delta", "lane", "direction", "side").values
+    for name, values in zip(("median_radius", "median_low", "median_high"), medians(radii)):
+        dataset[name] = (("delta", "lane"), values)
+    dataset.attrs["interval_coverage"] = median_ranks(dataset.sizes["direction"])[1]
+
+
+def medians(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the median over directions and sides, and its interval's ends (...,), of radii (..., directions, 2).
+
+    Both sides of a direction count as one draw: the ranks are those of as many draws as directions, each standing twice.
+    The stated coverage is exact where the sides are equal, and more where they are not. NaN where a radius is NaN.
+    """
+    num = radii.shape[-2]
+    pooled = np.sort(radii.reshape(*radii.shape[:-2], 2 * num), axis=-1)  # a NaN goes last
+    rank, _ = median_ranks(num)
+    middle = np.where(np.isinf(pooled[..., num]), np.inf, pooled[..., num - 1 : num + 1].mean(-1))
+    found = middle, pooled[..., 2 * rank - 2], pooled[..., 2 * num + 1 - 2 * rank]
+    median, low, high = (np.where(np.isnan(pooled[..., -1]), np.nan, values) for values in found)
+    return median, low, high
 
 
 def median_ranks(num: int, confidence: float = CONFIDENCE) -> tuple[int, float]:

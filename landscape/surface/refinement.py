@@ -32,7 +32,7 @@ LEAST_CELLS = 5
 # than the worst of those looked at, and a single round passes by luck.
 NUM_ROUNDS, MARGIN = 3, 0.6
 # Suspects of a round keep apart: the suspicion within about so many cells of a chosen one is damped.
-APART = 2.0
+APART = 1.5
 # The worst of all cells over the worst that a check saw: on networks up to 1.7 for the worst lane of a plane.
 ALLOWANCE = 2.0
 # A lane's range counts as at least this share of its largest value: 1 % of it is the rounding of a float32 loss.

@@ -22,7 +22,7 @@ from landscape.surface import (
     measure_surface,
     random_directions,
 )
-from landscape.surface.radius import logit_normalised, median_ranks
+from landscape.surface.radius import logit_normalised, median_ranks, medians
 
 SQUARE = torch.eye(2, dtype=torch.float64)
 
@@ -160,6 +160,12 @@ def test_refusals_of_the_search(options, text):
 def test_a_loss_that_is_not_finite_at_the_weights_is_refused():
     with pytest.raises(LandscapeError, match=r"at the weights are not finite.*inf"):
         find_radii(lambda r: [math.inf], 0.1)
+
+
+def test_a_jump_at_the_weights_ends_the_search():
+    found = find_radii(lambda r: [float(r > 0)], 0.5)
+    assert 0 == found.low[0] <= found.radius[0] <= found.high[0] <= 1e-12
+    assert found.num_evaluations < 120
 
 
 # ---- a risk -------------------------------------------------------------------------------------------------------
@@ -303,14 +309,23 @@ def test_ranks_of_the_interval_of_a_median(num, rank):
 
 
 def test_coverage_of_the_median_over_directions():
-    """Log-normal scales whose sides are equal, opposite or apart: the interval holds the median as often as it says."""
+    """Draws whose sides are equal, opposite or apart: the interval holds the median as often as it says, or more."""
     rng = numpy_stream(0, "radius/coverage")
-    rank, coverage = median_ranks(6)
+    _, coverage = median_ranks(6)
     draws = rng.standard_normal((4000, 6))
     for other, least in ((draws, coverage), (-draws, 0.999), (rng.standard_normal((4000, 6)), 0.99)):
-        pooled = np.sort(np.concatenate([draws, other], 1), 1)
-        held = (pooled[:, 2 * rank - 2] <= 0) & (pooled[:, 2 * 6 + 1 - 2 * rank] >= 0)
+        _, low, high = medians(np.stack([draws, other], -1))
+        held = (low <= 0) & (high >= 0)
         assert held.mean() >= least - 4 * math.sqrt(least * (1 - least) / 4000)
+        assert held.mean() <= coverage + 0.01 or other is not draws
+
+
+def test_the_median_and_its_ends_by_hand():
+    radii = np.array([[5.0, 1.0], [7.0, 2.0], [3.0, 4.0], [math.inf, 6.0], [8.0, 9.0], [10.0, 11.0]])
+    assert [float(v) for v in medians(radii)] == [6.5, 1.0, math.inf]  # 6 directions: from the smallest to the largest
+    nine = np.stack([np.arange(9.0), np.arange(9.0)], -1)
+    assert [float(v) for v in medians(nine)] == [4.0, 1.0, 7.0]  # second smallest and second largest of nine
+    assert np.isnan(medians(np.array([[1.0, math.nan], [2.0, 3.0]]))).all()
 
 
 def test_medians_with_lanes_that_never_rise():
