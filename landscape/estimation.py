@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from landscape.diagnosis import ANALYSES, Plan
-from landscape.risk import ClassRisk, LaneChoice, lanes_of
-from landscape.risk.points import seconds_per_point
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
+from landscape.risk.evaluator import Precision
+from landscape.risk.points import Policy, time_walk
 from landscape.spectrum import SpectrumOptions
 
 # Steps after which the extremes of a network's lane have usually converged: 24 to 48 on digits, 16 to 48 on CIFAR.
@@ -50,7 +52,7 @@ def estimate_cost(
     theta = risk.theta
     evaluation = _seconds(lambda: risk.losses(theta))
     needs_walk = "perturbation" in parts or "surface" in parts
-    draw = seconds_per_point(risk, chosen) if needs_walk else 0.0
+    draw = time_walk(risk, chosen)[1] if needs_walk else 0.0
     product_seconds = 0.0
     widest = chosen.weights[int(np.argmax(chosen.num_examples))]
     vector = torch.nn.functional.normalize(torch.ones_like(theta), dim=0)
@@ -94,3 +96,25 @@ def _products(options: SpectrumOptions) -> int:
     if options.until == "verdict":
         return extremes
     return extremes + 2 * options.num_traces + options.num_probes * options.num_steps
+
+
+def estimate_surface(
+    risk: ClassRisk,
+    lanes: LaneChoice | None = None,
+    *,
+    num_points: int,
+    held_out: ModelRisk | None = None,
+    batchnorm: Policy = "frozen",
+    precision: Precision = "exact",
+    keep_examples: bool = False,
+    group_average: GroupAverage = "examples",
+) -> tuple[float, int]:
+    """Return (seconds, bytes) of a surface of so many grid points, from timed ones with the same options."""
+    chosen = lanes_of(risk, lanes, group_average=group_average)
+    beside = None if held_out is None else (held_out, lanes_of(held_out, lanes, group_average=group_average))
+    options: dict[str, Any] = {"held_out": beside, "policy": batchnorm, "precision": precision}
+    prepared, seconds = time_walk(risk, chosen, keep_examples=keep_examples, **options)
+    images = sum(chosen.num_examples[-1:]) + (sum(beside[1].num_examples[-1:]) if beside else 0)
+    inputs = getattr(risk, "inputs_per_example", 0) * images * risk.theta.element_size()
+    kept = 4 * images * num_points if keep_examples else 0
+    return prepared + seconds * num_points, inputs + kept + 8 * 8 * len(chosen) * num_points

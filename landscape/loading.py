@@ -24,6 +24,11 @@ from landscape.training import resolve_device
 
 # BatchNorm statistics are recomputed over this many training images at most.
 CALIBRATION_EXAMPLES = 2000
+CalibrationName = Literal["train", "balanced"]
+CALIBRATIONS: dict[str, str] = {
+    "train": "training images in their own class shares",
+    "balanced": "training images, as many of every class (the images of small classes repeated)",
+}
 
 SplitName = Literal["train", "test"]
 AugmentChoice = Literal["none", "frozen", "redraw"]
@@ -55,6 +60,9 @@ class CheckpointSource:
         ``none`` studies the images as stored; ``frozen`` averages the loss over ``augment_draws`` fixed draws of the data
         set's own training augmentation for every image; ``redraw`` draws anew at every evaluation, which imitates the
         published protocol and is no function. ``augment_seed`` is the root of the draws.
+    calibration
+        Over which training images BatchNorm statistics are recomputed, where they are: ``train``, in their own
+        (long-tailed) class shares, or ``balanced``, as many of every class; 2000 images at most.
     params
         ``all``, ``head``, ``backbone`` or a regular expression.
     dtype, device
@@ -76,6 +84,7 @@ class CheckpointSource:
     augment: AugmentChoice = "none"
     augment_draws: int = 4
     augment_seed: int = 0
+    calibration: CalibrationName = "train"
     params: str = "all"
     dtype: str = "float32"
     device: str = "auto"
@@ -85,6 +94,8 @@ class CheckpointSource:
             raise unknown_name("split", self.split, ("train", "test"))
         if self.augment not in get_args(AugmentChoice):
             raise unknown_name("augment", self.augment, get_args(AugmentChoice))
+        if self.calibration not in CALIBRATIONS:
+            raise unknown_name("calibration", self.calibration, CALIBRATIONS)
         if self.augment_draws < 1:
             raise LandscapeError(f"--augment-draws: expected at least 1, got {self.augment_draws}")
         if self.dtype not in ("float32", "float64"):
@@ -195,8 +206,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
     loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
     if loss != "ce":
         loss.name = name
-    per_class = -(-CALIBRATION_EXAMPLES // dataset.num_classes)
-    calibration = dataset.train.take(limit_per_class(dataset.train.labels, per_class)).images
+    calibration = dataset.train.take(_calibration_rows(dataset.train.labels, source.calibration)).images
     risk = ModelRisk(
         loaded.model,
         split,
@@ -219,12 +229,26 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
             "max_per_class": source.max_per_class or 0,
             "group_rule": dataset.groups.rule,
             "augmentation": augmentation,
+            "calibration": CALIBRATIONS[source.calibration],
             "optimizer": spec.get("optimizer", "unknown"),
         },
     )
     if source.augment == "redraw":
         return RedrawnRisk(risk, find_transform(dataset).redraw, seed=source.augment_seed)
     return risk
+
+
+def _calibration_rows(labels: torch.Tensor, choice: CalibrationName) -> torch.Tensor:
+    """Return the training rows (M,) over which statistics are recomputed, the same at every point and for every model."""
+    if choice == "train":
+        num = min(CALIBRATION_EXAMPLES, len(labels))
+        order = torch.argsort(labels, stable=True)  # evenly spread over this order: every class in its share
+        return order[(torch.arange(num) * len(labels)) // num].sort().values
+    present = torch.unique(labels)
+    per_class = -(-CALIBRATION_EXAMPLES // len(present))
+    most = min(per_class, int(torch.bincount(labels).max()))
+    rows = [torch.nonzero(labels == c)[:, 0] for c in present.tolist()]
+    return torch.cat([own[torch.arange(most) % len(own)] for own in rows])
 
 
 def _split_under_study(dataset: Dataset, source: CheckpointSource) -> tuple[Split, int, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +13,13 @@ from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.measuring import estimate, measure_groups
 from landscape.cli.terminal import ProgressLine, meaning_of_trace_error, print_json, say, show_table, with_error
 from landscape.cli.train import show_verdicts
-from landscape.errors import LandscapeError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
     from landscape.diagnosis import Plan
-    from landscape.loading import CheckpointSource
     from landscape.pipeline import Prepared
-    from landscape.risk import ClassRisk
 
 
 @app.command()
@@ -167,125 +163,6 @@ def perturb(
     say(
         "mean increase of the loss ± standard error over antithetic pairs; worst case: a lower bound (best of an ascent)"
     )
-
-
-@app.command()
-@opt.takes(*opt.ANALYSES)
-def surface(
-    checkpoint: opt.Checkpoint,
-    out: opt.Out,
-    kind: Annotated[str, typer.Option(help="line or plane.", rich_help_panel=opt.ANALYSIS)] = "plane",
-    directions: Annotated[
-        str,
-        typer.Option(
-            help="random, eigen:LANE (v_min, and v_max on a plane), or another CKPT (a line).",
-            rich_help_panel=opt.ANALYSIS,
-        ),
-    ] = "random",
-    x: Annotated[
-        str | None, typer.Option("--x", help="START:STOP:COUNT, such as --x=-1:1:51.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    y: Annotated[
-        str | None, typer.Option("--y", help="START:STOP:COUNT of the second axis.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    num_pairs: Annotated[
-        int | None, typer.Option(help="Random directions or pairs.", rich_help_panel=opt.ANALYSIS)
-    ] = None,
-    batchnorm: Annotated[
-        str, typer.Option(help="frozen, or recalibrate at every point.", rich_help_panel=opt.ANALYSIS)
-    ] = "frozen",
-    *,
-    given: dict[str, Any],
-) -> None:
-    """Measure the loss of every lane on lines or planes through the weights."""
-    from landscape.ranges import parse_range
-    from landscape.surface import KINDS, measure_surface
-
-    if kind not in KINDS:
-        raise unknown_name("kind of surface", kind, KINDS)
-    alphas = parse_range(x, "--x") if x is not None else None
-    betas = parse_range(y, "--y") if y is not None else None
-    if y is not None and kind == "line":
-        raise LandscapeError(f"--y {y}: a line has one axis; leave it out, or choose --kind plane")
-    if num_pairs is not None and (num_pairs < 1 or directions != "random"):
-        raise LandscapeError(f"--num-pairs {num_pairs}: expected at least 1, and --directions random, got {directions}")
-    source = opt.checkpoint_source(checkpoint, given)
-
-    group = "surface_line" if kind == "line" else "surface"
-
-    def measure(ready: Prepared, lanes: Any, shared: dict[str, Any]) -> dict[str, xr.Dataset]:
-        vectors, labels = _directions(directions, kind, ready.risk, source, given)
-        points = ready.plan.line_points if kind == "line" else ready.plan.plane_points
-        default = parse_range(f"-1:1:{points}")
-        dataset = measure_surface(
-            ready.risk,
-            lanes,
-            kind=kind,
-            directions=vectors,
-            labels=labels,
-            x=default if alphas is None else alphas,
-            y=default if betas is None else betas,
-            num_pairs=num_pairs or (ready.plan.line_pairs if kind == "line" else 1),
-            batchnorm=batchnorm,  # type: ignore[arg-type]  # it says itself what it takes
-            **shared,
-        )
-        return {group: dataset}
-
-    def adapt(plan: Plan) -> Plan:
-        points = plan.line_points if kind == "line" else plan.plane_points
-        total = (points if alphas is None else len(alphas)) * (
-            1 if kind == "line" else points if betas is None else len(betas)
-        )
-        pairs = num_pairs or (plan.line_pairs if kind == "line" else 1)
-        return replace(plan, line_points=total, line_pairs=pairs, plane_points=0, eigen_points=0)
-
-    recipe: dict[str, Any] = {
-        "kind": kind,
-        "directions": directions,
-        "x": x,
-        "y": y,
-        "pairs": num_pairs,
-        "batchnorm": batchnorm,
-    }
-    other = [] if directions == "random" or directions.startswith("eigen:") else [Path(directions)]
-    recipe["other"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other if path.is_file()]
-    groups = measure_groups(
-        checkpoint, out, given, measure, recipe, inputs=other, cost={"part": "surface", "adapt": adapt}
-    )
-    if groups is None:
-        return
-    dataset = groups[group]
-    lowest, highest = dataset.loss.min(("pair", "alpha", *(["beta"] if kind == "plane" else []))), dataset.loss.max()
-    if given["as_json"]:
-        print_json({"lane": dataset.lane.values, "lowest": lowest.values, "shape": dict(dataset.sizes)})
-        return
-    columns = {"lane": [str(name) for name in dataset.lane.values], "lowest loss": [f"{v:.4g}" for v in lowest.values]}
-    show_table(columns)
-    say(f"highest loss anywhere {float(highest):.4g}; every cell is an exact evaluation over the stated examples")
-    say(f"results: {out}")
-
-
-def _directions(
-    text: str, kind: str, risk: ClassRisk, source: CheckpointSource, given: dict[str, Any]
-) -> tuple[list[Any] | None, list[str] | None]:
-    from landscape.loading import load_risk
-    from landscape.spectrum import extreme_directions
-    from landscape.surface import between
-
-    if text == "random":
-        return None, None
-    if text.startswith("eigen:"):
-        lane = text.removeprefix("eigen:")
-        ends = extreme_directions(risk, lane, seed=given["seed"])
-        labels = [f"along v_min of {lane}", f"along v_max of {lane}"]
-        return ([ends.v_min], labels[:1]) if kind == "line" else ([ends.v_min, ends.v_max], labels)
-    if not Path(text).exists():
-        raise unknown_name("--directions (or no such checkpoint)", text, ("random", "eigen:LANE", "CKPT"))
-    if kind != "line":
-        raise LandscapeError(f"--directions {text}: the way to another checkpoint is a line; add --kind line")
-    options = {key: value for key, value in asdict(source).items() if key != "path"}
-    other = load_risk(text, **options)
-    return [between(risk, other)], [f"0: {Path(source.path).name}, 1: {Path(text).name}"]
 
 
 @app.command()

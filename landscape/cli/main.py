@@ -11,6 +11,7 @@ from landscape.cli import (  # importing registers commands
     flatness,  # noqa: F401
     reconstruct,  # noqa: F401
     spectrum,  # noqa: F401
+    surface,  # noqa: F401
     train,  # noqa: F401
 )
 from landscape.cli.app import app

@@ -266,16 +266,20 @@ def preview_error(preview: Walk, exact: Walk, points: Sequence[Tensor]) -> dict[
     }
 
 
-def seconds_per_point(risk: ClassRisk, lanes: Lanes, **options: Any) -> float:
-    """Return the median time of one point, of five, after one that warms up; ``options`` are those of :func:`walk_of`."""
+def time_walk(risk: ClassRisk, lanes: Lanes, **options: Any) -> tuple[float, float]:
+    """Return the seconds that preparing a walk takes, and one point of it: the median of five, after one that warms up.
+
+    ``options`` are those of :func:`walk_of`.
+    """
+    start = time.perf_counter()
     walk = walk_of(risk, lanes, **options)
-    times = []
+    times = [time.perf_counter() - start]
     for scale in (1.0, 1.01, 0.99, 1.02, 0.98, 1.03):
         start = time.perf_counter()
         values = walk.at(scale * risk.theta)
         values["loss"].cpu()
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+    return times[0], float(np.median(times[2:]))
 
 
 def walk_points(

@@ -20,6 +20,7 @@ from landscape.surface.recipes import axes_from_recipe, load_axes, save_axes
 from landscape.surface.refinement import Refined, refine_plane
 from landscape.surface.regrouping import regroup
 from landscape.surface.resampling import paired_bootstrap
+from landscape.surface.several import measure_surfaces, shared_range
 
 __all__ = [
     "KINDS",
@@ -48,6 +49,7 @@ __all__ = [
     "load_axes",
     "measure_radii",
     "measure_surface",
+    "measure_surfaces",
     "orthogonal_to",
     "over_directions",
     "over_seeds",
@@ -59,6 +61,7 @@ __all__ = [
     "refine_plane",
     "regroup",
     "save_axes",
+    "shared_range",
     "three_point_axes",
     "trajectory_axes",
 ]

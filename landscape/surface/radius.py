@@ -19,7 +19,7 @@ from landscape.perturbation import lane_means
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
-from landscape.risk.points import class_losses
+from landscape.risk.points import walk_of
 from landscape.surface.axes import random_directions
 from landscape.surface.crossing import find_radii, require_deltas, require_scan
 
@@ -201,10 +201,13 @@ def _axes(risk: ClassRisk, directions: Sequence[Tensor] | None, num: int, seed: 
 
 
 def _walk(risk: ClassRisk, lanes: Lanes, direction: Tensor, settings: RadiusOptions) -> dict[str, np.ndarray]:
+    walk = walk_of(risk, lanes) if settings.logits == "raw" else None
+
     def losses(radius: float) -> np.ndarray:
         point = (risk.theta.double() + radius * direction).to(risk.theta.dtype)
-        values = risk.evaluate(point) if settings.logits == "normalised" else class_losses(risk, point)
-        return lane_means(lanes, values["loss"])
+        if walk is not None:
+            return walk.at(point)["loss"].cpu().numpy()
+        return lane_means(lanes, risk.evaluate(point)["loss"])
 
     found = find_radii(
         losses,
