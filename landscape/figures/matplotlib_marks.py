@@ -24,16 +24,18 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from landscape.figures import picture as pic
 from landscape.figures.preparation import log_ticks, short
-from landscape.figures.style import COLOUR_MAP, FEW_DECADES, FONT, GRID, INK, MISSING, MUTED, PAPER
+from landscape.figures.style import COLOUR_MAP, FEW_COLUMNS, FEW_DECADES, FONT, GRID, INK, MISSING, MUTED, PAPER
 
 _DASHES: dict[str, Any] = {
     "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.4)), "dashdot": (0, (5, 1.5, 1, 1.5)), "longdash": (0, (9, 2)),
 }  # fmt: skip
 _MARKERS = {
     "circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "P", "x": "X", "star": "*",
-    "triangle-down": "v", "plus": "+", "hole": "x", "bar": "_",
+    "triangle-down": "v", "plus": "+", "hole": "x", "bar": "_", "dot": ".", "slash": (2, 2, -45),
 }  # fmt: skip
+_THIN = ("plus", "hole", "slash")
 _LINE_HEIGHT = 0.135  # inches, of the small print
+_COLOUR_BAR = 0.8  # inches, with its labels
 
 
 class LandscapeFigure(Figure):
@@ -45,10 +47,16 @@ class LandscapeFigure(Figure):
         return buffer.getvalue()
 
 
-def draw(picture: pic.Picture) -> Figure:
-    """Return the picture as a matplotlib figure."""
+def draw(picture: pic.Picture, width: float | None = None) -> Figure:
+    """Return the picture as a matplotlib figure, ``width`` inches wide or as wide as its panels want to be."""
     num_rows, num_columns = len(picture.rows), max(len(row) for row in picture.rows)
-    width = max(picture.panel_size[0] * num_columns + (0.9 if picture.colours else 0.1), 4.8)
+    bars = _COLOUR_BAR * min(len(picture.scales), num_columns)
+    panel_height = picture.panel_size[1]
+    if width is None:
+        width = max(picture.panel_size[0] * num_columns + bars + 0.1, 4.8)
+    else:
+        drawn = (width - bars - 0.1) / num_columns
+        panel_height = max(panel_height * min(drawn / picture.panel_size[0], 1.0), 1.3)
     legend_labels = _labels(picture)
     legend_columns = _legend_columns(legend_labels, width)
     legend_rows = math.ceil(len(legend_labels) / legend_columns) if legend_labels else 0
@@ -56,15 +64,14 @@ def draw(picture: pic.Picture) -> Figure:
     title = textwrap.wrap(picture.title, max(20, int(width / 0.083)))
     top = 0.1 + 0.18 * len(title) + 0.165 * legend_rows + (0.05 if legend_rows else 0.0)
     bottom = 0.08 + _LINE_HEIGHT * len(small_print)
-    height = picture.panel_size[1] * num_rows + top + bottom
+    height = panel_height * num_rows + top + bottom
     figure = LandscapeFigure(figsize=(width, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
     figure.set_layout_engine(
         "constrained", rect=(0, bottom / height, 1, 1 - (top + bottom) / height), w_pad=0.05, h_pad=0.05
     )
     axes = _draw_panels(figure, picture, num_rows, num_columns)
-    if picture.colours is not None:
-        _colour_bar(figure, axes, picture.colours)
+    _colour_bars(figure, axes, picture)
     text: dict[str, Any] = {"color": INK, "fontfamily": FONT, "parse_math": False}
     figure.text(0.1 / width, 1 - 0.08 / height, "\n".join(title), fontsize=9.5, weight="bold", va="top", **text)
     figure.text(
@@ -98,10 +105,11 @@ def _draw_panels(figure: Figure, picture: pic.Picture, num_rows: int, num_column
                 continue
             axis: Any = figure.add_subplot(grid[i, j], projection="3d" if panel.z is not None else None)
             axis.set_title(_plain(panel.title), fontsize=8, color=INK, fontfamily=FONT, pad=4)
+            colours = panel.colours or picture.colours
             for mark in panel.marks:
-                _MARKS[type(mark)](axis, mark, panel, picture.colours)
+                _MARKS[type(mark)](axis, mark, panel, colours)
             if panel.z is not None:
-                _finish_space(axis, panel, picture.colours)
+                _finish_space(axis, panel, colours)
             else:
                 _finish_plane(axis, panel)
             axes.append(axis)
@@ -111,22 +119,27 @@ def _draw_panels(figure: Figure, picture: pic.Picture, num_rows: int, num_column
 def _line(axis: Axes, mark: pic.Line, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     axis.plot(
         mark.x, mark.y, color=mark.colour, linestyle=_DASHES[mark.dash], marker=_MARKERS.get(mark.marker, ""),
-        markersize=3.2,
+        markersize=3.2, markevery=(mark.first, mark.every),
         linewidth=mark.width, alpha=mark.alpha, label=_plain(mark.label) or "_nolegend_",
     )  # fmt: skip
 
 
 def _band(axis: Axes, mark: pic.Band, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     label = _plain(mark.label) or "_nolegend_"
-    axis.fill_between(mark.x, mark.low, mark.high, color=mark.colour, alpha=mark.alpha, linewidth=0, label=label)
+    look: dict[str, Any] = {"color": mark.colour, "alpha": mark.alpha, "linewidth": 0}
+    if mark.style == "outline":
+        look = {"facecolor": "none", "edgecolor": mark.colour, "linewidth": 0.6, "linestyle": (0, (3, 1))}
+    elif mark.style == "hatch":
+        look = {"facecolor": "none", "edgecolor": mark.colour, "linewidth": 0.0, "hatch": "/////", "alpha": 0.6}
+    axis.fill_between(mark.x, mark.low, mark.high, label=label, **look)
 
 
 def _points(axis: Axes, mark: pic.Points, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     axis.errorbar(
         mark.x, mark.y, yerr=mark.error, linestyle="none", marker=_MARKERS[mark.marker], markersize=mark.size,
         color=mark.colour, markerfacecolor="none" if mark.hollow else mark.colour, alpha=mark.alpha, elinewidth=1.1,
-        capsize=2 if mark.error is not None else 0, markeredgewidth=1.0 if mark.hollow or mark.marker in ("plus",
-        "hole") else 0.4,
+        capsize=2 if mark.error is not None else 0,
+        markeredgewidth=0.0 if mark.marker == "dot" else 1.0 if mark.hollow or mark.marker in _THIN else 0.4,
         markeredgecolor=mark.colour, label=_plain(mark.label) or "_nolegend_", zorder=3,
     )  # fmt: skip
 
@@ -138,11 +151,13 @@ def _stems(axis: Axes, mark: pic.Stems, panel: pic.Panel, colours: pic.ColourSca
 
 
 def _bars(axis: Axes, mark: pic.Bars, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
-    bars: BarContainer = axis.bar(
-        mark.x, mark.height, mark.width, yerr=mark.error, color=mark.colour, hatch=mark.hatch, edgecolor=PAPER,
-        linewidth=0.4,
-        label=_plain(mark.label) or "_nolegend_", error_kw={"elinewidth": 1.0, "capsize": 2, "ecolor": INK},
-    )  # fmt: skip
+    look: dict[str, Any] = {"color": mark.colour, "hatch": mark.hatch, "edgecolor": PAPER, "linewidth": 0.4}
+    look |= {"error_kw": {"elinewidth": 1.0, "capsize": 2, "ecolor": INK}, "label": _plain(mark.label) or "_nolegend_"}
+    bars: BarContainer
+    if mark.horizontal:
+        bars = axis.barh(mark.x, mark.height, mark.width, xerr=mark.error, **look)
+    else:
+        bars = axis.bar(mark.x, mark.height, mark.width, yerr=mark.error, **look)
     if mark.texts:
         axis.bar_label(bars, [_plain(text) for text in mark.texts], fontsize=6, color=INK, padding=1.5)
 
@@ -164,11 +179,12 @@ def _heat(axis: Axes, mark: pic.Heat, panel: pic.Panel, colours: pic.ColourScale
         mark.x, mark.y, np.ma.masked_invalid(mark.z), cmap=colour_map, norm=norm, shading="nearest", rasterized=True
     )
     axis.grid(False)
+    size = 6.2 if len(mark.x) <= FEW_COLUMNS else 5.2
     for i, row in enumerate(mark.texts):
         for j, text in enumerate(row):
             red, green, blue, _ = colour_map(norm(mark.z[i, j]))
             ink = INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 or not np.isfinite(mark.z[i, j]) else PAPER
-            axis.text(mark.x[j], mark.y[i], _plain(text), ha="center", va="center", fontsize=5.2, color=ink)
+            axis.text(mark.x[j], mark.y[i], _plain(text), ha="center", va="center", fontsize=size, color=ink)
 
 
 def _contours(axis: Axes, mark: pic.Contours, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
@@ -289,9 +305,21 @@ def _finish_space(axis: Axes3D, panel: pic.Panel, colours: pic.ColourScale | Non
         getattr(axis, f"set_{name}label")(_plain(setting.label), fontsize=6.8, color=INK, labelpad=-2)
 
 
+def _colour_bars(figure: Figure, axes: list[Any], picture: pic.Picture) -> None:
+    """Draw a bar for each scale, beside the panels that use it; a bar for each panel where those are not one column."""
+    for scale in picture.scales:
+        users = [axis for axis, panel in zip(axes, picture.panels) if (panel.colours or picture.colours) == scale]
+        starts = {axis.get_subplotspec().colspan.start for axis in users}
+        if len(picture.scales) == 1 or len(starts) == 1:
+            _colour_bar(figure, users, scale)
+        else:
+            for axis in users:
+                _colour_bar(figure, [axis], scale)
+
+
 def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale) -> None:
     mappable = ScalarMappable(_norm(colours), _map(colours))
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.9, pad=0.02, aspect=28, fraction=0.06)
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.9, pad=0.02, aspect=28 if len(axes) > 1 else 18, fraction=0.06)
     if colours.ticks:
         bar.ax.yaxis.set_major_locator(FixedLocator(list(colours.ticks)))
         bar.ax.yaxis.set_major_formatter(FixedFormatter([short(tick) for tick in colours.ticks]))

@@ -38,7 +38,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through (x, y), with markers if ``marker`` is named."""
+    """A line through (x, y), with markers if ``marker`` is named: at every point, or ``every``-th, from ``first`` on."""
 
     x: Array
     y: Array
@@ -48,11 +48,13 @@ class Line:
     marker: str = ""
     width: float = 1.6
     alpha: float = 1.0
+    every: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class Band:
-    """The area between ``low`` and ``high`` over ``x``."""
+    """The area between ``low`` and ``high`` over ``x``: filled, hatched, or only outlined by a thin line."""
 
     x: Array
     low: Array
@@ -60,6 +62,7 @@ class Band:
     colour: str
     label: str = ""
     alpha: float = 0.18
+    style: Literal["fill", "outline", "hatch"] = "fill"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ class Stems:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of ``width`` centred at ``x`` with optional error bars; ``texts`` stand above them."""
+    """Bars of ``width`` centred at ``x`` with optional error bars; ``texts`` stand above them.
+
+    ``horizontal`` bars are centred at ``x`` on the vertical axis and ``height`` long.
+    """
 
     x: Array
     height: Array
@@ -102,6 +108,7 @@ class Bars:
     label: str = ""
     error: Array | None = None
     texts: tuple[str, ...] = ()
+    horizontal: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,7 @@ class Panel:
     y: Axis
     marks: tuple[Mark, ...]
     z: Axis | None = None  # set: a panel in space
+    colours: ColourScale | None = None  # set: a scale of its own instead of the picture's
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,12 @@ class Picture:
     def panels(self) -> list[Panel]:
         """The panels in reading order, without the empty places."""
         return [panel for row in self.rows for panel in row if panel is not None]
+
+    @property
+    def scales(self) -> list[ColourScale]:
+        """The colour scales that panels use, each once."""
+        used = [panel.colours or self.colours for panel in self.panels]
+        return [scale for k, scale in enumerate(used) if scale is not None and scale not in used[:k]]
 
 
 def symlog(value: npt.ArrayLike, linear_within: float = 1.0) -> Array:

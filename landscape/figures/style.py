@@ -23,6 +23,8 @@ FONT = "DejaVu Sans"
 
 # A logarithmic axis with a smaller quotient of its ends has ticks between the decades.
 FEW_DECADES = 50.0
+# A matrix of at most so many columns has room for larger numbers in its cells.
+FEW_COLUMNS = 8
 
 
 @dataclass(frozen=True)
