@@ -295,6 +295,71 @@ def surface_eigen(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) ->
     return plane.assign_attrs(lane="tail", alpha_label="along v_min of tail", beta_label="along v_max of tail")
 
 
+def with_views(data: xr.Dataset) -> xr.Dataset:
+    """Add what a measurement may hold beside the loss: its error over images, error and margin, both policies and splits."""
+    loss = data["loss"]
+    share = np.sqrt(1.0 / data["num_examples"])
+    data = data.assign(
+        increase_stderr=0.2 * np.abs(loss - loss.isel(alpha=loss.sizes["alpha"] // 2)) * share,
+        error=np.tanh(0.3 * loss),
+        margin=3.0 - loss,
+    )
+    for prefix, factor in (("recalibrated_", 0.6), ("held_out_", 1.4), ("recalibrated_held_out_", 0.9)):
+        for name in ("loss", "increase_stderr", "error", "margin"):
+            data[f"{prefix}{name}"] = data[name] * factor
+    data["held_out_num_examples"] = data["num_examples"] * 0 + 100
+    return data.assign_attrs(theta_norm=21.4, logit_norm=7.5)
+
+
+def difference(first: str, second: str, make: Any = surface, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
+    """The difference of two surfaces with an interval as wide as a third of it, plus something."""
+    a, b = make(first, class_names), make(second, class_names)
+    value = a["loss"] - b["loss"]
+    half = np.abs(value) / 3 + 0.15
+    data = a[["done", "num_examples"]].assign(
+        loss_difference=value, loss_difference_low=value - half, loss_difference_high=value + half
+    )
+    return data.assign_attrs(a.attrs | {"first": first, "second": second, "level": 0.95})
+
+
+def escape(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
+    """Walks that gain more the rarer the class, and cost the head a little."""
+    rng = _rng(optimizer, "escape")
+    names = [*class_names, *GROUPS, "all"]
+    lengths = np.array([0.1, 0.3, 1.0])
+    own = -np.geomspace(1e-4, 0.6, 10) * SHARPNESS.get(optimizer, 0.8)
+    own[0] = 0.0  # nothing decreases it
+    change = np.abs(rng.normal(0, 0.02, (10, 14))) * (own != 0)[:, None]
+    change[np.arange(10), np.arange(10)] = own
+    steps = np.concatenate([-lengths[::-1], lengths])
+    increase = change[:, None, :] * np.array([-0.2, 0.1, 0.3, 0.4, 1.0, 0.7])[None, :, None]
+    at_best = increase[:, 4]
+    distance = np.where(own < 0, 0.3, 0.0)
+    coordinates = _coordinates(class_names)
+    variables = {
+        "increase": (("lane", "step", "affected_lane"), increase),
+        "increase_at_best": (("lane", "affected_lane"), at_best),
+        "increase_at_best_stderr": (("lane", "affected_lane"), np.abs(at_best) * np.linspace(0.1, 0.7, 14)),
+        "gradient_increase_at_best": (("lane", "affected_lane"), at_best * 2.5),
+        "best_decrease": ("lane", -own),
+        "best_distance": ("lane", distance),
+        "num_examples": ("lane", np.array(COUNTS)),
+        "loss_at_weights": ("affected_lane", _per_lane(class_losses(optimizer))),
+    }
+    return xr.Dataset(
+        variables,
+        {
+            "lane": list(class_names),
+            "lane_kind": ("lane", coordinates["lane_kind"][1][:10]),
+            "lane_group": ("lane", coordinates["lane_group"][1][:10]),
+            "affected_lane": names,
+            "affected_kind": ("affected_lane", coordinates["lane_kind"][1]),
+            "step": ("step", steps, {"units": "tenths of the norm of the weights"}),
+        },
+        attributes(optimizer, "escape"),
+    )
+
+
 def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> xr.DataTree:
     """Every group of one checkpoint."""
     makers = {
@@ -303,9 +368,12 @@ def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> 
         "layers": layers,
         "matched": matched,
         "perturbation": perturbation,
-        "surface": surface,
-        "surface_line": surface_line,
-        "surface_eigen": surface_eigen,
+        "surface": lambda *given: with_views(surface(*given)),
+        "surface_line": lambda *given: with_views(surface_line(*given)),
+        "surface_eigen": lambda *given: with_views(surface_eigen(*given)),
+        "surface_difference": lambda name, classes: difference(name, "gnm", surface, classes),
+        "surface_line_difference": lambda name, classes: difference(name, "gnm", surface_line, classes),
+        "escape": escape,
     }
     return xr.DataTree.from_dict({name: make(optimizer, class_names) for name, make in makers.items()})
 

@@ -94,7 +94,10 @@ def _levels(datasets: Mapping[str, xr.Dataset], lanes: Sequence[str]) -> str:
     """Return the loss of the lanes at the weights: the level on which curvature depends."""
     found = {}
     for name, dataset in datasets.items():
-        here = centre_of(dataset["loss"]) if "loss" in dataset and "lane" in dataset["loss"].dims else None
+        if "loss_at_weights" in dataset:
+            here: xr.DataArray | None = dataset["loss_at_weights"].rename(affected_lane="lane")
+        else:
+            here = centre_of(dataset["loss"]) if "loss" in dataset and "lane" in dataset["loss"].dims else None
         if here is None:
             continue
         if "pair" in here.dims:

@@ -8,13 +8,16 @@ from typing import Any
 
 import xarray as xr
 
-from landscape.figures.escapes import plot_curvature_split, plot_escapes
+from landscape.figures.differences import plot_difference
+from landscape.figures.escapes import plot_curvature_split, plot_escape_matrix, plot_escapes
 from landscape.figures.layers import plot_layers, plot_matched
+from landscape.figures.lines import plot_lines
 from landscape.figures.overlaps import plot_layer_mass, plot_overlaps
 from landscape.figures.perturbations import plot_fluctuation
+from landscape.figures.planes import plot_contours, plot_eigen_plane, plot_surface_3d
 from landscape.figures.scores import plot_accuracy
+from landscape.figures.sides import plot_batchnorm, plot_splits
 from landscape.figures.spectra import plot_spectrum, plot_spectrum_map
-from landscape.figures.surfaces import plot_contours, plot_eigen_plane, plot_lines, plot_surface_3d
 from landscape.figures.verdicts import plot_curvature_against_gradient, plot_verdicts
 
 
@@ -167,21 +170,69 @@ CATALOGUE: tuple[Entry, ...] = (
         on_page=False,
     ),
     Entry(
+        "escape-matrix",
+        "escape",
+        plot_escape_matrix,
+        "Read along a row: blue under 'own' is a way out for that class; red further right is what it costs a group. "
+        "The bars say how much it gains, against plain descent of the same length, and how far away that is.",
+    ),
+    Entry(
         "lines",
         "surface_line",
         plot_lines,
-        "The loss along straight lines through the weights (at 0); narrow valleys are sharp, the band shows "
-        "how much directions differ.",
+        "The loss along straight lines through the weights (at 0); narrow valleys are sharp, the bands show "
+        "how much directions, images and training seeds differ.",
     ),
     Entry(
         "lines-classes",
         "surface_line",
         plot_lines,
-        "The same, a line per class from head (blue) to tail (rust).",
+        "The same, a panel per class from head (blue) to tail (rust).",
         {"lanes": "classes"},
         compared=False,
     ),
-    Entry("contours", "surface", plot_contours, _PLANE + " All panels share one colour scale."),
+    Entry(
+        "lines-error",
+        "surface_line",
+        plot_lines,
+        "The share of wrong answers along the same lines: what a change of the weights does to decisions.",
+        {"variable": "error"},
+        needs="error",
+        on_page=False,
+    ),
+    Entry(
+        "lines-margin",
+        "surface_line",
+        plot_lines,
+        "The margin of the true class along the same lines; below zero most answers are wrong.",
+        {"variable": "margin"},
+        needs="margin",
+        on_page=False,
+    ),
+    Entry(
+        "lines-batchnorm",
+        "surface_line",
+        plot_batchnorm,
+        "Left the network as it is deployed, right with its BatchNorm statistics recomputed at every point: what is lost "
+        "on the left only is lost to stale statistics.",
+        needs="recalibrated_loss",
+    ),
+    Entry(
+        "lines-splits",
+        "surface_line",
+        plot_splits,
+        "Left the images trained on, right images held out: a minimum of the first need not be one of the second.",
+        needs="held_out_loss",
+    ),
+    Entry(
+        "contours",
+        "surface",
+        plot_contours,
+        _PLANE
+        + " All surfaces share one colour scale; beside those of one checkpoint stand the standard error over images "
+        "and the spread over direction pairs.",
+        {"errors": None},
+    ),
     Entry(
         "contours-relative",
         "surface",
@@ -189,6 +240,54 @@ CATALOGUE: tuple[Entry, ...] = (
         "The same minus the loss at the weights: shape alone, without the level.",
         {"relative": True},
         on_page=False,
+    ),
+    Entry(
+        "contours-error",
+        "surface",
+        plot_contours,
+        "The share of wrong answers on the same plane.",
+        {"variable": "error", "errors": None},
+        needs="error",
+        on_page=False,
+    ),
+    Entry(
+        "contours-margin",
+        "surface",
+        plot_contours,
+        "The margin of the true class on the same plane; below zero most answers are wrong.",
+        {"variable": "margin", "errors": None},
+        needs="margin",
+        on_page=False,
+    ),
+    Entry(
+        "contours-batchnorm",
+        "surface",
+        plot_batchnorm,
+        "Left the network as it is deployed, right with its BatchNorm statistics recomputed at every point.",
+        needs="recalibrated_loss",
+    ),
+    Entry(
+        "contours-splits",
+        "surface",
+        plot_splits,
+        "Left the images trained on, right images held out, on one scale.",
+        needs="held_out_loss",
+    ),
+    Entry(
+        "difference",
+        "surface_difference",
+        plot_difference,
+        "Blue: the first checkpoint's loss is lower there; cells with a stroke are open, their interval contains zero.",
+        needs="loss_difference",
+        compared=False,
+    ),
+    Entry(
+        "difference-lines",
+        "surface_line_difference",
+        plot_difference,
+        "Below zero the first checkpoint's loss is lower; strokes mark where the interval contains zero.",
+        needs="loss_difference",
+        compared=False,
     ),
     Entry(
         "surface-3d",
@@ -203,6 +302,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "The plane of most negative and most positive curvature of one lane: if the loss falls along the "
         "horizontal axis while the "
         "other lanes hardly change, there is a way out that random planes do not show.",
+        {"errors": None},
     ),
 )
 

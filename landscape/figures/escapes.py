@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from landscape.figures import preparation as prep
 from landscape.figures.drawing import render
-from landscape.figures.overlaps import matrix_panel, matrix_side
+from landscape.figures.overlaps import matrix_panel, matrix_side, number
 from landscape.figures.perturbations import value_axis
-from landscape.figures.picture import Axis, Backend, Bars, ColourScale, Panel, Picture, Points, symlog_ticks
+from landscape.figures.picture import Array, Axis, Backend, Bars, Heat, Panel, Picture, Points
 from landscape.figures.style import INK
 
-# Falling losses are blue, rising ones red: both ends are told apart by every kind of colour vision.
-DIVERGING = "RdBu_r"
 _WALKS = (("escape_along_v", "along v_min"), ("escape_along_gradient", "along −gradient, same length"))
 _PARTS = (
     ("gauss_newton_curvature", "v'Gv, of the loss", "#56B4E9", ""),
@@ -64,21 +64,120 @@ def plot_escapes(
         tuple(rows),
         prep.scale_card(data),
         note,
-        _diverging_scale(drawn),
+        prep.diverging_scale(drawn, "change of the loss"),
         (side * 1.15, side),
     )
     return render(picture, backend)
 
 
-def _diverging_scale(drawn: Sequence[Any]) -> ColourScale:
-    """Return a scale around zero that is linear up to the lower quartile of the changes."""
-    sizes = np.abs(np.concatenate([z.ravel() for z in drawn]))
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    most = float(sizes.max()) if sizes.size else 1.0
-    within = 10.0 ** np.floor(np.log10(float(np.quantile(sizes, 0.25)))) if sizes.size else 1.0
-    within = float(max(within, most * 1e-4))
-    ticks = tuple(symlog_ticks(-most, most, within))
-    return ColourScale("change of the loss", -most, most, ticks=ticks, linear_within=within, colour_map=DIVERGING)
+def plot_escape_matrix(
+    escape: prep.Results, *, lanes: str | Sequence[str] | None = None, backend: Backend = "matplotlib"
+) -> Any:
+    """Draw what the best step along each class's +-v_min does to itself and to every group, and what it gains.
+
+    Parameters
+    ----------
+    escape
+        A Dataset of :func:`landscape.surface.measure_escape`, or ``{optimizer: Dataset}``: a row of panels each.
+    lanes
+        Rows: lane names or ``"classes"``, ``"groups"``, ``"every"``; by default the classes from head to tail.
+    backend
+        ``"matplotlib"`` or ``"plotly"``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or plotly.graph_objects.Figure
+        Left, a row per class, columns for its own loss and each group's: the change of the loss, in parentheses where it
+        is within two standard errors over images. Middle: the best decrease of the own loss, with its standard error, and
+        that along -gradient at the same length. Right: the signed length of the best step.
+    """
+    data = prep.as_mapping(escape, "increase_at_best")
+    classes = dict.fromkeys(lane for dataset in data.values() for lane in prep.class_lanes(dataset))
+    chosen = prep.choose_lanes(data, lanes, list(classes))
+    matrices = {name: _escape_matrix(dataset, chosen) for name, dataset in data.items()}
+    scale = prep.diverging_scale([z for z, _, _ in matrices.values()], "change of the loss, nats per example")
+    gains = {name: _gain_marks(dataset.reindex(lane=chosen)) for name, dataset in data.items()}
+    gain_axis = value_axis("decrease of its own loss", [mark for marks in gains.values() for mark in marks])
+    rows = []
+    for name, dataset in data.items():
+        z, errors, columns = matrices[name]
+        names = [prep.lane_label(dataset, lane) for lane in chosen]
+        matrix = matrix_panel(name or "change of the loss of ...", names, columns, z, is_first=True)
+        told = tuple(tuple(_in_doubt(*pair) for pair in zip(*row)) for row in zip(z, errors))
+        cells = matrix.marks[0]
+        assert isinstance(cells, Heat)
+        marks = (replace(cells, texts=told if cells.texts else (), hover=_with_errors(names, columns, z, errors)),)
+        aligned = replace(matrix.y, categories=("",) * len(chosen))
+        distance = dataset["best_distance"].reindex(lane=chosen).values
+        at = np.arange(len(chosen), dtype=float)
+        far = Bars(at, np.nan_to_num(distance), 0.6, "#009E73", "...", horizontal=True)
+        units = str(dataset["step"].attrs.get("units", ""))
+        length = value_axis("signed length of that step" + (f"\n[{units}]" if units else ""), [far])
+        rows.append(
+            (
+                replace(matrix, marks=marks, colours=scale),
+                Panel("best decrease", gain_axis, aligned, gains[name]),
+                Panel("best step", length, aligned, (far,)),
+            )
+        )
+    side = matrix_side(len(chosen))
+    note = (
+        "Row: the class whose v_min is followed, on its better side, to the best of the steps walked (a lower bound of the "
+        "decrease). Parentheses: within two standard errors over images (paired). + is down the class's own slope. A class "
+        "is part of its group and of all."
+    )
+    picture = Picture(
+        "Ways out: what the best step along each class's most negative curvature does",
+        tuple(rows),
+        prep.scale_card(data, lanes=["head", "medium", "tail", "all"]),
+        note,
+        panel_size=(2.3, side * 0.8),
+    )
+    return render(picture, backend)
+
+
+def _escape_matrix(dataset: xr.Dataset, lanes: Sequence[str]) -> tuple[Array, Array, list[str]]:
+    """Return the changes and their errors (lanes, columns) with the columns: own, every group, the whole."""
+    kinds = dict(zip(dataset["affected_lane"].values.tolist(), dataset["affected_kind"].values.tolist()))
+    shared = [name for name, kind in kinds.items() if kind in ("group", "all")]
+    found = []
+    for key in ("increase_at_best", "increase_at_best_stderr"):
+        if key not in dataset:
+            found.append(np.full((len(lanes), 1 + len(shared)), np.nan))
+            continue
+        values = dataset[key].reindex(lane=list(lanes))
+        own = [float(values.sel(lane=lane, affected_lane=lane)) for lane in lanes]
+        found.append(np.column_stack([own, values.sel(affected_lane=shared).values]))
+    return found[0], found[1], ["own", *shared]
+
+
+def _in_doubt(value: float, error: float) -> str:
+    text = number(value)
+    return f"({text})" if text and np.isfinite(error) and 0 < abs(value) <= 2 * error else text
+
+
+def _with_errors(rows: Sequence[str], columns: Sequence[str], z: Array, errors: Array) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        tuple(f"{a}, loss of {b}: {prep.with_error(v, e)}" for b, v, e in zip(columns, zs, es))
+        for a, zs, es in zip(rows, z, errors)
+    )
+
+
+def _gain_marks(dataset: xr.Dataset) -> tuple[Bars, ...]:
+    """Return horizontal bars of the best decrease along v_min, and of that along -gradient at the same length."""
+    at = np.arange(dataset.sizes["lane"], dtype=float)
+    lanes = dataset["lane"].values.tolist()
+
+    def own(key: str) -> Array:
+        return np.array([float(dataset[key].sel(lane=lane, affected_lane=lane)) for lane in lanes])
+
+    error = np.nan_to_num(own("increase_at_best_stderr")) if "increase_at_best_stderr" in dataset else None
+    gain = np.nan_to_num(dataset["best_decrease"].values)
+    marks = [Bars(at - 0.19, gain, 0.36, "#0072B2", "", "along ±v_min", error, horizontal=True)]
+    if "gradient_increase_at_best" in dataset:
+        down = np.nan_to_num(-own("gradient_increase_at_best"))
+        marks.append(Bars(at + 0.19, down, 0.36, "#E69F00", "///", "along −gradient, same length", horizontal=True))
+    return tuple(marks)
 
 
 def plot_curvature_split(

@@ -119,7 +119,7 @@ def _draw_panels(figure: Figure, picture: pic.Picture, num_rows: int, num_column
 def _line(axis: Axes, mark: pic.Line, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     axis.plot(
         mark.x, mark.y, color=mark.colour, linestyle=_DASHES[mark.dash], marker=_MARKERS.get(mark.marker, ""),
-        markersize=3.2, markevery=(mark.first, mark.every),
+        markersize=3.2, markevery=mark.every,
         linewidth=mark.width, alpha=mark.alpha, label=_plain(mark.label) or "_nolegend_",
     )  # fmt: skip
 

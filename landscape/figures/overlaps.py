@@ -136,7 +136,7 @@ def matrix_panel(
     texts: tuple[tuple[str, ...], ...] = ()
     hover: tuple[tuple[str, ...], ...] = ()
     if max(z.shape) <= MOST_NUMBERS:
-        texts = tuple(tuple(_number(value) for value in row) for row in z)
+        texts = tuple(tuple(number(value) for value in row) for row in z)
     if z.size <= MOST_HOVERED:
         hover = tuple(
             tuple(f"{a} × {b}: {prep.short(value)}" for b, value in zip(columns, row)) for a, row in zip(rows, z)
@@ -149,7 +149,7 @@ def matrix_panel(
     return Panel(title, x, y, (Heat(np.arange(len(columns)), np.arange(len(rows)), z, texts, hover),))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Return two digits, at most five characters; nothing for a hole."""
     if not np.isfinite(value):
         return ""

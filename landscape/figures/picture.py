@@ -38,7 +38,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through (x, y), with markers if ``marker`` is named: at every point, or ``every``-th, from ``first`` on."""
+    """A line through (x, y), with markers if ``marker`` is named: at every point, or every ``every``-th one."""
 
     x: Array
     y: Array
@@ -49,7 +49,6 @@ class Line:
     width: float = 1.6
     alpha: float = 1.0
     every: int = 1
-    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def _line(place: Place, mark: pic.Line) -> None:
     sizes: Any = 6
     if mark.marker and mark.every > 1:  # plotly leaves out no markers: those between have no size
         sizes = np.zeros(len(mark.x))
-        sizes[mark.first :: mark.every] = 6
+        sizes[:: mark.every] = 6
     place.add(
         go.Scatter(
             x=_x(place, mark.x), y=_y(place, mark.y), mode="lines+markers" if mark.marker else "lines",

@@ -18,6 +18,9 @@ MARKERS = ("circle", "square", "triangle", "diamond", "cross", "x", "star", "tri
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "+++", "ooo")
 
 COLOUR_MAP = "viridis"
+# Of errors and of spreads: other colours than the surface beside them.
+ERROR_MAP = "magma"
+SPREAD_MAP = "cividis"
 FONT = "DejaVu Sans"
 
 

@@ -9,6 +9,7 @@ from landscape.surface.cube import average_directions, cube_lanes, examples_of, 
 from landscape.surface.derivatives import eigen_axes, gradient_axes
 from landscape.surface.differences import difference
 from landscape.surface.directional import directional_derivatives
+from landscape.surface.escape import measure_escape
 from landscape.surface.extent import automatic_range
 from landscape.surface.fit import fit_quadratic
 from landscape.surface.grid import KINDS
@@ -47,6 +48,7 @@ __all__ = [
     "image_interval",
     "kept_examples",
     "load_axes",
+    "measure_escape",
     "measure_radii",
     "measure_surface",
     "measure_surfaces",

@@ -13,6 +13,7 @@ from landscape.errors import LandscapeError
 from landscape.figures.catalogue import available
 from landscape.figures.picture import symlog
 
+LINE_VIEWS = ("error", "margin", "batchnorm", "splits")
 BACKENDS = {"matplotlib": matplotlib.figure.Figure, "plotly": go.Figure}
 
 
@@ -251,7 +252,13 @@ def test_files_are_written_without_pyplot_and_repeat_bit_for_bit(tmp_path):
     second = figures.save_figures(small, tmp_path / "b")
     assert {path.name for path in first} == {
         f"{stem}.{ending}"
-        for stem in ("accuracy", "accuracy-classes", "lines", "lines-classes")
+        for stem in (
+            "accuracy",
+            "accuracy-classes",
+            "lines",
+            "lines-classes",
+            *(f"lines-{view}" for view in LINE_VIEWS),
+        )
         for ending in ("png", "pdf")
     }
     for one, two in zip(first, second):

@@ -1,0 +1,335 @@
+"""Ways out: what following each lane's most negative curvature does to its own loss and to every other lane's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional
+
+from landscape.errors import LandscapeError
+from landscape.perturbation import class_losses, lane_means
+from landscape.randomness import stream
+from landscape.results import Journal, keep_block, versions
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
+from landscape.risk.augmented import require_fixed
+from landscape.risk.model import ModelRisk
+from landscape.spectrum import SpectrumOptions, find_extremes
+from landscape.spectrum.evidence import LOSS_ROUNDING
+
+Progress = Callable[[int, int, str], None]
+
+# Four lengths per decade, from a thousandth to a third of the norm of the weights.
+DEFAULT_LENGTHS = 10.0 ** np.arange(-2.0, 0.75, 0.25)
+_ALONG_V = ("loss", "increase", "increase_stderr", "own_increase")
+# A step's unit, as a share of the norm of the weights: that of the eigen-planes.
+UNIT = 0.1
+
+
+def measure_escape(
+    risk: ClassRisk,
+    lanes: LaneChoice | None = "classes",
+    *,
+    x: ArrayLike | None = None,
+    options: SpectrumOptions | None = None,
+    seed: int = 0,
+    group_average: GroupAverage = "examples",
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    r"""Measure, along both signs of each lane's v_min, the loss of that lane and of every class, group and the whole.
+
+    .. math:: \Delta_{l \to m}(t) = L_m(\theta + t u v_l) - L_m(\theta), \qquad u = 0.1\,\|\theta\|_2
+
+    with v_l the unit eigenvector of lane l's smallest Hessian eigenvalue, its sign chosen so that
+    :math:`g_l \cdot v_l \le 0`: positive t goes down lane l's own slope. The same lengths are walked along
+    :math:`-g_l / \|g_l\|`, what plain gradient descent on that lane would do.
+
+    Parameters
+    ----------
+    risk, seed, group_average, journal, progress
+        As in :func:`landscape.spectrum.measure_spectrum`, whose v_min is taken for the same seed; a journal keeps each
+        lane's direction and its walk.
+    lanes
+        Whose directions are followed. The losses of every class with examples, every group and the whole are read at each
+        step, from one forward pass.
+    x
+        Increasing positive lengths, in units of u (1 is a tenth of the weights' norm; 1 weight unit where that is 0);
+        by default 11 from 0.01 to 3.2, four per decade. Each is walked in both directions.
+    options
+        Effort of the search for v_min.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``loss``, ``increase``, ``increase_stderr`` (lane, step, affected_lane): plain cross-entropy for a classifier, in
+        nats per example, an exact evaluation over the stated examples; the standard error is that of a paired difference
+        over images with the classes as strata, :math:`\sqrt{\sum_c w_c^2 s_c^2 / n_c}`, NaN where a class has one image
+        or there are no images. ``own_increase`` (the same dims) where the training objective is another loss: v_min and the
+        gradient belong to that objective. ``gradient_increase`` (lane, length, affected_lane) along -gradient.
+        ``best_decrease``, ``best_distance`` (lane): the largest decrease of the lane's own loss among the steps walked and
+        its signed step, both 0 where none decreases it by more than ``resolution`` (lane), the rounding of a loss: a lower
+        bound, known to the spacing of the steps.
+        ``increase_at_best``, ``increase_at_best_stderr``, ``gradient_increase_at_best`` (lane, affected_lane): there, and
+        along -gradient at the same length. ``gradient_best_decrease``, ``gradient_best_length`` (lane): the best of
+        -gradient. ``lambda_min`` with ``lambda_min_residual`` :math:`= \|Hv - \lambda v\|`, ``gradient_norm``,
+        ``slope_along_v`` (lane); ``loss_at_weights`` (affected_lane).
+
+    Raises
+    ------
+    LandscapeError
+        For bad lengths, an unknown or empty lane, a product that is not finite, or inputs that are augmented anew.
+
+    Examples
+    --------
+    >>> from landscape import AnalyticRisk
+    >>> saddle = AnalyticRisk(lambda t: torch.stack([t[0] ** 2 - t[1] ** 2 + t[1] ** 4, t[1] ** 2]), torch.zeros(2).double())
+    >>> found = measure_escape(saddle, "0", x=[0.5, 0.75, 1.0])
+    >>> round(float(found.best_decrease[0]), 6), abs(float(found.best_distance[0]))  # 0.75^2 - 0.75^4, the best of three
+    (0.246094, 0.75)
+    >>> round(float(found.increase_at_best.sel(affected_lane="1")[0]), 6)  # what it costs the other class: 0.75^2
+    0.5625
+
+    Notes
+    -----
+    The frame is that of class Hessians: the Hessian of the whole loss is the mean of its classes', so a way out for one
+    class need not be one for the whole.
+    """
+    require_fixed(risk, "an escape")
+    followed = lanes_of(risk, lanes, group_average=group_average)
+    affected = _affected(risk, followed, group_average)
+    lengths = _lengths(x)
+    effort = options or SpectrumOptions()
+    norm = float(torch.linalg.vector_norm(risk.theta.double()))
+    unit = UNIT * norm or 1.0
+    here = _Losses.at(risk, risk.theta)
+    blocks = []
+    for index, name in enumerate(followed.names):
+        row = followed.weights[index]
+        found = keep_block(
+            journal, f"escape/lane={name}/v_min", lambda row=row, name=name: _direction(risk, row, name, effort, seed)
+        )
+        walked = keep_block(
+            journal,
+            f"escape/lane={name}/walk",
+            lambda found=found: _walk(risk, affected, found, here, unit * lengths),
+        )
+        blocks.append({**found, **walked})
+        if progress is not None:
+            progress(index + 1, len(followed), f"escape of {name}")
+    dataset = _assembled(followed, affected, blocks, lengths)
+    centre = lane_means(affected, here.classes)
+    dataset["loss_at_weights"] = ("affected_lane", centre)
+    own = [affected.names.index(name) for name in followed.names]
+    dataset["resolution"] = ("lane", LOSS_ROUNDING[risk.theta.dtype] * np.abs(centre[own]))
+    for key, values in _best(dataset).items():
+        dataset[key] = (("lane",) if values.ndim == 1 else ("lane", "affected_lane"), values)
+    dataset.attrs = {
+        **risk.attributes,
+        "kind": "escape",
+        "seed": seed,
+        "group_average": group_average,
+        "normalization": "unit eigenvectors, every parameter moved",
+        "theta_norm": norm,
+        "unit_length": unit,
+        "units": f"nats per example; lengths in units of {unit:.4g}, a tenth of |theta|",
+        "exactness": "every loss is a full evaluation over the stated examples; the best step is the best of those walked",
+        "versions": versions(),
+    }
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Class means (C,) float64 at a point; for a network the losses (N,) of its examples; an objective that differs."""
+
+    classes: Tensor
+    examples: Tensor | None = None
+    own: Tensor | None = None
+
+    @classmethod
+    def at(cls, risk: ClassRisk, theta: Tensor) -> _Losses:
+        """Evaluate plain cross-entropy (a toy's own losses) at theta from one forward pass."""
+        if not isinstance(risk, ModelRisk) or not risk.is_additive or risk.draws_per_example != 1:
+            values = class_losses(risk, theta)
+            return cls(values["loss"].double().cpu(), own=values.get("own_loss"))
+        is_plain = risk.loss_name == "ce"
+        plain: list[Tensor] = []
+        own: list[Tensor] = []
+        with torch.no_grad(), precise_arithmetic():
+            for rows in risk.row_chunks():
+                logits = risk.logits(theta, rows)
+                plain.append(functional.cross_entropy(logits, risk.labels[rows], reduction="none").double())
+                if not is_plain:
+                    own.append(risk.losses_of(logits, rows).double())
+        examples = torch.cat(plain)
+        means = None if is_plain else _class_means(risk, torch.cat(own)).cpu()
+        return cls(_class_means(risk, examples).cpu(), examples, means)
+
+
+def _class_means(risk: ModelRisk, values: Tensor) -> Tensor:
+    """Return (C,) float64 means over the examples (N,) of each class; NaN for a class without any."""
+    sums = torch.zeros(len(risk.class_names), dtype=torch.float64, device=values.device)
+    sums.index_add_(0, risk.labels, values)
+    return sums / risk.class_counts.to(values.device).double()
+
+
+def _paired_variances(risk: ClassRisk, there: _Losses, here: _Losses) -> Tensor:
+    """Return (C,) s_c^2 / n_c of the examples' changes; NaN for a class of one image, or without images."""
+    if there.examples is None or here.examples is None or not isinstance(risk, ModelRisk):
+        return torch.full_like(here.classes, torch.nan)
+    change = there.examples - here.examples
+    counts = risk.class_counts.to(change.device).double()
+    deviation = change - _class_means(risk, change)[risk.labels]
+    variance = _class_means(risk, deviation.square()) / (counts - 1)  # of the mean: sum / (n - 1) / n
+    return variance.masked_fill(counts < 2, torch.nan).cpu()
+
+
+def _lengths(x: ArrayLike | None) -> np.ndarray:
+    try:
+        lengths = DEFAULT_LENGTHS if x is None else np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError):
+        lengths = np.empty(0)
+    is_good = lengths.ndim == 1 and lengths.size > 0 and bool(np.isfinite(lengths).all())
+    if not is_good or lengths[0] <= 0 or not (np.diff(lengths) > 0).all():
+        raise LandscapeError(f"x: expected increasing positive lengths, each walked in both directions, got {x!r}")
+    return lengths
+
+
+def _affected(risk: ClassRisk, followed: Lanes, group_average: GroupAverage) -> Lanes:
+    """Return every class with examples, every group, the whole, and what is followed beside these (a mixture)."""
+    counts = risk.class_counts.cpu()
+    present = [name for name, count in zip(risk.class_names, counts.tolist()) if count > 0]
+    every = lanes_of(risk, [*present, "groups", "all"], group_average=group_average)
+    more = [k for k, name in enumerate(followed.names) if name not in every.names]
+    return Lanes(
+        names=(*every.names, *(followed.names[k] for k in more)),
+        kinds=(*every.kinds, *(followed.kinds[k] for k in more)),
+        groups=(*every.groups, *(followed.groups[k] for k in more)),
+        weights=torch.cat([every.weights, followed.weights[more]]),
+        num_examples=(*every.num_examples, *(followed.num_examples[k] for k in more)),
+    )
+
+
+def _direction(risk: ClassRisk, row: Tensor, name: str, options: SpectrumOptions, seed: int) -> dict[str, np.ndarray]:
+    """Return a lane's v_min (n,), down its own slope, with what is known of it, and the lane's gradient (n,)."""
+    # By weights, not by name: a mixture has no name to look up. The stream is the spectrum's, hence so is the vector.
+    ends = find_extremes(risk, row, options, stream(seed, f"spectrum/{name}/extremes"), name=name)
+    gradient = risk.gradients(risk.theta, row[None])[0].double()
+    v = ends.v_min.double().to(gradient.device)
+    slope = float(gradient @ v)
+    return {
+        "v_min": (-v if slope > 0 else v).cpu().numpy(),
+        "gradient": gradient.cpu().numpy(),
+        "row": row.numpy(),
+        "lambda_min": np.asarray(ends.lambda_min),
+        "lambda_min_residual": np.asarray(ends.residual_min),
+        "gradient_norm": np.asarray(float(torch.linalg.vector_norm(gradient))),
+        "slope_along_v": np.asarray(-abs(slope)),
+    }
+
+
+def _walk(
+    risk: ClassRisk, affected: Lanes, found: dict[str, np.ndarray], here: _Losses, lengths: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return what the steps along +-v_min (2 K, from the farthest negative one) and -gradient (K) do to the lanes."""
+    theta = risk.theta.double()
+    v, gradient = (torch.as_tensor(found[key]).to(theta) for key in ("v_min", "gradient"))
+    along_v = _steps(risk, affected, here, [(float(t), v) for t in (*-lengths[::-1], *lengths)])
+    size = torch.linalg.vector_norm(gradient)
+    down = -gradient / size if float(size) > 0 else None
+    along_gradient = _steps(risk, affected, here, [(float(t), down) for t in lengths])
+    return {**along_v, **{f"gradient_{key}": values for key, values in along_gradient.items() if key != "loss"}}
+
+
+def _steps(
+    risk: ClassRisk, affected: Lanes, here: _Losses, steps: Sequence[tuple[float, Tensor | None]]
+) -> dict[str, np.ndarray]:
+    """Return ``loss``, ``increase``, ``increase_stderr`` (steps, L); NaN where there is no direction to follow."""
+    out: dict[str, list[np.ndarray]] = {"loss": [], "increase": [], "increase_stderr": []}
+    if here.own is not None:
+        out["own_increase"] = []
+    squares = Lanes(affected.names, affected.kinds, affected.groups, affected.weights**2, affected.num_examples)
+    centre = lane_means(affected, here.classes)
+    for length, direction in steps:
+        if direction is None:
+            for values in out.values():
+                values.append(np.full(len(affected), np.nan))
+            continue
+        there = _Losses.at(risk, (risk.theta.double() + length * direction).to(risk.theta.dtype))
+        loss = lane_means(affected, there.classes)
+        out["loss"].append(loss)
+        out["increase"].append(loss - centre)
+        if there.own is not None and here.own is not None:
+            out["own_increase"].append(lane_means(affected, there.own) - lane_means(affected, here.own))
+        out["increase_stderr"].append(np.sqrt(lane_means(squares, _paired_variances(risk, there, here))))
+    return {name: np.stack(values) for name, values in out.items()}
+
+
+def _assembled(
+    followed: Lanes, affected: Lanes, blocks: Sequence[dict[str, np.ndarray]], lengths: np.ndarray
+) -> xr.Dataset:
+    walks = ("lane", "step", "affected_lane")
+    dataset = xr.Dataset(
+        {key: (walks, np.stack([b[key] for b in blocks])) for key in _ALONG_V if key in blocks[0]},
+        coords={
+            "lane": list(followed.names),
+            "step": np.concatenate([-lengths[::-1], lengths]),
+            "length": lengths,
+            "affected_lane": list(affected.names),
+            "lane_kind": ("lane", list(followed.kinds)),
+            "lane_group": ("lane", list(followed.groups)),
+            "affected_kind": ("affected_lane", list(affected.kinds)),
+            "affected_group": ("affected_lane", list(affected.groups)),
+        },
+    )
+    for key in (f"gradient_{key}" for key in _ALONG_V):
+        if key in blocks[0]:
+            dataset[key] = (("lane", "length", "affected_lane"), np.stack([b[key] for b in blocks]))
+    for key in ("lambda_min", "lambda_min_residual", "gradient_norm", "slope_along_v"):
+        dataset[key] = ("lane", np.array([float(block[key]) for block in blocks]))
+    dataset["num_examples"] = ("lane", np.asarray(followed.num_examples))
+    dataset["affected_num_examples"] = ("affected_lane", np.asarray(affected.num_examples))
+    for key in ("step", "length"):
+        dataset[key].attrs["units"] = "tenths of the norm of the weights"
+    return dataset
+
+
+def _best(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """Return the best step of each lane for itself and what it does to all lanes; the steps that were not finite lose."""
+    steps, lengths = dataset["step"].values, dataset["length"].values
+    names = dataset["affected_lane"].values.tolist()
+    rows: dict[str, list[np.ndarray]] = {}
+
+    def keep(key: str, value: float | np.ndarray) -> None:
+        rows.setdefault(key, []).append(np.asarray(value, dtype=np.float64))
+
+    for lane in dataset["lane"].values.tolist():
+        one = dataset.sel(lane=lane)
+        own = names.index(lane)
+        resolution = float(one["resolution"])
+        k = _lowest(one["increase"].values[:, own], resolution)
+        nothing = np.zeros(len(names))
+        keep("best_decrease", 0.0 if k is None else -one["increase"].values[k, own])
+        keep("best_distance", 0.0 if k is None else steps[k])
+        keep("increase_at_best", nothing if k is None else one["increase"].values[k])
+        keep("increase_at_best_stderr", nothing if k is None else one["increase_stderr"].values[k])
+        at = None if k is None else int(np.argmin(np.abs(lengths - abs(steps[k]))))
+        keep("gradient_increase_at_best", nothing if at is None else one["gradient_increase"].values[at])
+        m = _lowest(one["gradient_increase"].values[:, own], resolution)
+        keep("gradient_best_decrease", 0.0 if m is None else -one["gradient_increase"].values[m, own])
+        keep("gradient_best_length", 0.0 if m is None else lengths[m])
+    return {key: np.stack(values) for key, values in rows.items()}
+
+
+def _lowest(increase: np.ndarray, resolution: float) -> int | None:
+    """Return where a loss falls most, None where it falls nowhere by more than the rounding of a loss."""
+    finite = np.where(np.isfinite(increase), increase, np.inf)
+    best = int(np.argmin(finite))
+    return best if finite[best] < -resolution else None
