@@ -96,10 +96,7 @@ def error_picture(
         picture = contour_picture(data, planes, title, label, variable=variable, pair=pair)
         return replace(picture, note=f"{picture.note} No errors were recorded.")
     scales = {
-        kind: replace(
-            prep.colour_scale([found[kind] for found in maps.values() if kind in found], text, log=False),
-            colour_map=colour_map,
-        )
+        kind: prep.size_scale([found[kind] for found in maps.values() if kind in found], text, colour_map)
         for kind, (text, colour_map) in _ERROR_MAPS.items()
         if kind in kinds
     }

@@ -48,7 +48,7 @@ def plot_difference(
         contains zero. Lines: the difference with its interval. Without intervals neither is drawn, and the note says so.
     """
     name = f"{variable}_difference"
-    data = prep.as_mapping(difference, name)
+    data = prep.as_mapping({"": difference} if isinstance(difference, xr.Dataset) else difference, name)
     chosen = prep.choose_lanes(data, lanes, prep.GROUP_LANES)
     is_plane = all("beta" in dataset[name].dims for dataset in data.values())
     draw = _planes if is_plane else _lines
@@ -116,7 +116,10 @@ def _planes(data: dict[str, xr.Dataset], lanes: Sequence[str], name: str, pair: 
         rows.append(tuple(row))
     where = "contains 0 (strokes)"
     note = f"{undecided} of {total} cells: the {_level(data)} {where}." if total else "No intervals were recorded."
-    note = f"Blue: the first is lower; red: higher. {note} +: the weights; grey: not measured."
+    told = (
+        [_checkpoint(first, which) for which in ("first", "second")] if len(data) == 1 else ["the first", "the second"]
+    )
+    note = f"Blue: {told[0]} is lower than {told[1]}; red: higher. {note} +: the weights; grey: not measured."
     return Picture("", tuple(rows), "", note, scale, (2.75, 2.5), linked=True)
 
 

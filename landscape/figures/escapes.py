@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from landscape.errors import unknown_name
 from landscape.figures import preparation as prep
 from landscape.figures.drawing import render
 from landscape.figures.overlaps import matrix_panel, matrix_side, number
@@ -71,7 +72,11 @@ def plot_escapes(
 
 
 def plot_escape_matrix(
-    escape: prep.Results, *, lanes: str | Sequence[str] | None = None, backend: Backend = "matplotlib"
+    escape: prep.Results,
+    *,
+    lanes: str | Sequence[str] | None = None,
+    at: Literal["best", "affordable"] = "best",
+    backend: Backend = "matplotlib",
 ) -> Any:
     """Draw what the best step along each class's +-v_min does to itself and to every group, and what it gains.
 
@@ -81,6 +86,9 @@ def plot_escape_matrix(
         A Dataset of :func:`landscape.surface.measure_escape`, or ``{optimizer: Dataset}``: a row of panels each.
     lanes
         Rows: lane names or ``"classes"``, ``"groups"``, ``"every"``; by default the classes from head to tail.
+    at
+        Which step the matrix shows: ``"best"`` for the class itself, or the best ``"affordable"`` one, at which no group
+        loses more than a tenth of what the class gains.
     backend
         ``"matplotlib"`` or ``"plotly"``.
 
@@ -89,15 +97,18 @@ def plot_escape_matrix(
     matplotlib.figure.Figure or plotly.graph_objects.Figure
         Left, a row per class, columns for its own loss and each group's: the change of the loss, in parentheses where it
         is within two standard errors over images. Middle: the best decrease of the own loss, with its standard error, and
-        that along -gradient at the same length. Right: the signed length of the best step.
+        that along -gradient at the same length. Right: the signed length of the best step. Diamonds: the affordable step.
     """
-    data = prep.as_mapping(escape, "increase_at_best")
+    if at not in ("best", "affordable"):
+        raise unknown_name("step", at, ["best", "affordable"])
+    data = prep.as_mapping(escape, f"increase_at_{at}")
     classes = dict.fromkeys(lane for dataset in data.values() for lane in prep.class_lanes(dataset))
     chosen = prep.choose_lanes(data, lanes, list(classes))
-    matrices = {name: _escape_matrix(dataset, chosen) for name, dataset in data.items()}
+    matrices = {name: _escape_matrix(dataset, chosen, at) for name, dataset in data.items()}
     scale = prep.diverging_scale([z for z, _, _ in matrices.values()], "change of the loss, nats per example")
     gains = {name: _gain_marks(dataset.reindex(lane=chosen)) for name, dataset in data.items()}
-    gain_axis = value_axis("decrease of its own loss", [mark for marks in gains.values() for mark in marks])
+    bars = [mark for marks in gains.values() for mark in marks if isinstance(mark, Bars)]
+    gain_axis = value_axis("decrease of its own loss", bars)
     rows = []
     for name, dataset in data.items():
         z, errors, columns = matrices[name]
@@ -108,26 +119,25 @@ def plot_escape_matrix(
         assert isinstance(cells, Heat)
         marks = (replace(cells, texts=told if cells.texts else (), hover=_with_errors(names, columns, z, errors)),)
         aligned = replace(matrix.y, categories=("",) * len(chosen))
-        distance = dataset["best_distance"].reindex(lane=chosen).values
-        at = np.arange(len(chosen), dtype=float)
-        far = Bars(at, np.nan_to_num(distance), 0.6, "#009E73", "...", horizontal=True)
+        far = _distance_marks(dataset.reindex(lane=chosen))
         units = str(dataset["step"].attrs.get("units", ""))
-        length = value_axis("signed length of that step" + (f"\n[{units}]" if units else ""), [far])
+        length = value_axis("signed length of that step" + (f"\n[{units}]" if units else ""), far[:1])
         rows.append(
             (
                 replace(matrix, marks=marks, colours=scale),
                 Panel("best decrease", gain_axis, aligned, gains[name]),
-                Panel("best step", length, aligned, (far,)),
+                Panel("best step", length, aligned, far),
             )
         )
     side = matrix_side(len(chosen))
+    which = {"best": "the best of the steps walked", "affordable": "the best affordable one of the steps walked"}[at]
     note = (
-        "Row: the class whose v_min is followed, on its better side, to the best of the steps walked (a lower bound of the "
-        "decrease). Parentheses: within two standard errors over images (paired). + is down the class's own slope. A class "
-        "is part of its group and of all."
+        f"Row: the class whose v_min is followed, on its better side, to {which} (a lower bound of the decrease). "
+        "Affordable: no group, nor the whole, loses more than a tenth of what the class gains. Parentheses: within two "
+        "standard errors over images (paired). + is down the class's own slope. A class is part of its group and of all."
     )
     picture = Picture(
-        "Ways out: what the best step along each class's most negative curvature does",
+        f"Ways out: what the best {'affordable ' * (at == 'affordable')}step along each class's v_min does",
         tuple(rows),
         prep.scale_card(data, lanes=["head", "medium", "tail", "all"]),
         note,
@@ -136,12 +146,12 @@ def plot_escape_matrix(
     return render(picture, backend)
 
 
-def _escape_matrix(dataset: xr.Dataset, lanes: Sequence[str]) -> tuple[Array, Array, list[str]]:
+def _escape_matrix(dataset: xr.Dataset, lanes: Sequence[str], at: str) -> tuple[Array, Array, list[str]]:
     """Return the changes and their errors (lanes, columns) with the columns: own, every group, the whole."""
     kinds = dict(zip(dataset["affected_lane"].values.tolist(), dataset["affected_kind"].values.tolist()))
     shared = [name for name, kind in kinds.items() if kind in ("group", "all")]
     found = []
-    for key in ("increase_at_best", "increase_at_best_stderr"):
+    for key in (f"increase_at_{at}", f"increase_at_{at}_stderr"):
         if key not in dataset:
             found.append(np.full((len(lanes), 1 + len(shared)), np.nan))
             continue
@@ -152,7 +162,12 @@ def _escape_matrix(dataset: xr.Dataset, lanes: Sequence[str]) -> tuple[Array, Ar
 
 
 def _in_doubt(value: float, error: float) -> str:
-    text = number(value)
+    """Return a cell's text: two digits, small numbers with their exponent, in parentheses within two standard errors."""
+    text = (
+        number(value)
+        if value == 0 or abs(value) >= 0.0095 or not np.isfinite(value)
+        else prep.short(float(f"{value:.0e}"))
+    )
     return f"({text})" if text and np.isfinite(error) and 0 < abs(value) <= 2 * error else text
 
 
@@ -163,7 +178,15 @@ def _with_errors(rows: Sequence[str], columns: Sequence[str], z: Array, errors: 
     )
 
 
-def _gain_marks(dataset: xr.Dataset) -> tuple[Bars, ...]:
+def _distance_marks(dataset: xr.Dataset) -> tuple[Bars | Points, ...]:
+    at = np.arange(dataset.sizes["lane"], dtype=float)
+    bars = Bars(at, np.nan_to_num(dataset["best_distance"].values), 0.6, "#009E73", "...", horizontal=True)
+    if "affordable_distance" not in dataset:
+        return (bars,)
+    return bars, Points(dataset["affordable_distance"].values, at, INK, "diamond", "", 3.6)
+
+
+def _gain_marks(dataset: xr.Dataset) -> tuple[Bars | Points, ...]:
     """Return horizontal bars of the best decrease along v_min, and of that along -gradient at the same length."""
     at = np.arange(dataset.sizes["lane"], dtype=float)
     lanes = dataset["lane"].values.tolist()
@@ -173,10 +196,13 @@ def _gain_marks(dataset: xr.Dataset) -> tuple[Bars, ...]:
 
     error = np.nan_to_num(own("increase_at_best_stderr")) if "increase_at_best_stderr" in dataset else None
     gain = np.nan_to_num(dataset["best_decrease"].values)
-    marks = [Bars(at - 0.19, gain, 0.36, "#0072B2", "", "along ±v_min", error, horizontal=True)]
+    marks: list[Bars | Points] = [Bars(at - 0.19, gain, 0.36, "#0072B2", "", "along ±v_min", error, horizontal=True)]
     if "gradient_increase_at_best" in dataset:
         down = np.nan_to_num(-own("gradient_increase_at_best"))
         marks.append(Bars(at + 0.19, down, 0.36, "#E69F00", "///", "along −gradient, same length", horizontal=True))
+    if "affordable_decrease" in dataset:
+        cheap = dataset["affordable_decrease"].values
+        marks.append(Points(cheap, at - 0.19, INK, "diamond", "affordable, along ±v_min", 3.6))
     return tuple(marks)
 
 

@@ -26,7 +26,8 @@ def as_mapping(data: Results, variable: str) -> dict[str, xr.Dataset]:
         If nothing was given, or a Dataset lacks ``variable`` or has no lane.
     """
     if isinstance(data, xr.Dataset):
-        data = {str(data.attrs.get("optimizer", "")): data}
+        optimizer = str(data.attrs.get("optimizer", ""))
+        data = {"" if optimizer == "unknown" else optimizer: data}
     if not isinstance(data, Mapping) or not data:
         raise LandscapeError(
             f"expected a Dataset or a mapping of names to Datasets, got {data!r}: measure something first"

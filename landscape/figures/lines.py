@@ -202,14 +202,18 @@ def _runs(given: Any, variable: str) -> dict[str, list[xr.Dataset]]:
 
 
 def _carded(runs: Mapping[str, Sequence[xr.Dataset]]) -> dict[str, xr.Dataset]:
-    """Return what the card describes: every seed of every result, with the number of seeds where there are several."""
-    return {
-        " ".join(t for t in (name, f"seed {k}" if len(datasets) > 1 else "") if t): dataset
-        if len(datasets) == 1
-        else dataset.assign_attrs(num_training_seeds=len(datasets))
-        for name, datasets in runs.items()
-        for k, dataset in enumerate(datasets)
-    }
+    """Return what the card describes: each result, with the means over its training seeds where there are several."""
+    found = {}
+    for name, datasets in runs.items():
+        first = datasets[0]
+        if len(datasets) > 1:
+            norms = [d.attrs["theta_norm"] for d in datasets if "theta_norm" in d.attrs]
+            told = {"num_training_seeds": f"{len(datasets)} (norms and losses here are their means)"}
+            first = first.assign_attrs(told | ({"theta_norm": float(np.mean(norms))} if norms else {}))
+            if all("loss" in d for d in datasets):
+                first = first.assign(loss=(first["loss"].dims, np.mean([d["loss"].values for d in datasets], axis=0)))
+        found[name] = first
+    return found
 
 
 def _stacked(datasets: Sequence[xr.Dataset], variable: str, lane: str, *, relative: bool) -> Array:

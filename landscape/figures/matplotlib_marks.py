@@ -70,8 +70,9 @@ def draw(picture: pic.Picture, width: float | None = None) -> Figure:
     figure.set_layout_engine(
         "constrained", rect=(0, bottom / height, 1, 1 - (top + bottom) / height), w_pad=0.05, h_pad=0.05
     )
-    axes = _draw_panels(figure, picture, num_rows, num_columns)
-    _colour_bars(figure, axes, picture)
+    panel_size = ((width - bars - 0.1) / num_columns, panel_height)
+    axes = _draw_panels(figure, picture, num_rows, num_columns, panel_size)
+    _colour_bars(figure, axes, picture, panel_height)
     text: dict[str, Any] = {"color": INK, "fontfamily": FONT, "parse_math": False}
     figure.text(0.1 / width, 1 - 0.08 / height, "\n".join(title), fontsize=9.5, weight="bold", va="top", **text)
     figure.text(
@@ -96,7 +97,9 @@ def draw(picture: pic.Picture, width: float | None = None) -> Figure:
     return figure
 
 
-def _draw_panels(figure: Figure, picture: pic.Picture, num_rows: int, num_columns: int) -> list[Any]:
+def _draw_panels(
+    figure: Figure, picture: pic.Picture, num_rows: int, num_columns: int, size: tuple[float, float]
+) -> list[Any]:
     grid = figure.add_gridspec(num_rows, num_columns)
     axes: list[Any] = []
     for i, row in enumerate(picture.rows):
@@ -104,14 +107,14 @@ def _draw_panels(figure: Figure, picture: pic.Picture, num_rows: int, num_column
             if panel is None:
                 continue
             axis: Any = figure.add_subplot(grid[i, j], projection="3d" if panel.z is not None else None)
-            axis.set_title(_plain(panel.title), fontsize=8, color=INK, fontfamily=FONT, pad=4)
+            axis.set_title(_fitted(panel.title, size[0], 8), fontsize=8, color=INK, fontfamily=FONT, pad=4)
             colours = panel.colours or picture.colours
             for mark in panel.marks:
                 _MARKS[type(mark)](axis, mark, panel, colours)
             if panel.z is not None:
-                _finish_space(axis, panel, colours)
+                _finish_space(axis, panel, colours, num_ticks=5 if size[0] > 2 else 3)
             else:
-                _finish_plane(axis, panel)
+                _finish_plane(axis, panel, size)
             axes.append(axis)
     return axes
 
@@ -136,7 +139,8 @@ def _band(axis: Axes, mark: pic.Band, panel: pic.Panel, colours: pic.ColourScale
 
 def _points(axis: Axes, mark: pic.Points, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
     axis.errorbar(
-        mark.x, mark.y, yerr=mark.error, linestyle="none", marker=_MARKERS[mark.marker], markersize=mark.size,
+        mark.x, mark.y, yerr=mark.error, linestyle="none", marker=_MARKERS[mark.marker],
+        markersize=mark.size * (1.7 if mark.marker == "dot" else 1.0),
         color=mark.colour, markerfacecolor="none" if mark.hollow else mark.colour, alpha=mark.alpha, elinewidth=1.1,
         capsize=2 if mark.error is not None else 0,
         markeredgewidth=0.0 if mark.marker == "dot" else 1.0 if mark.hollow or mark.marker in _THIN else 0.4,
@@ -239,7 +243,7 @@ _MARKS: dict[type, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def _finish_plane(axis: Axes, panel: pic.Panel) -> None:
+def _finish_plane(axis: Axes, panel: pic.Panel, size: tuple[float, float]) -> None:
     plain = not any(isinstance(mark, pic.Heat | pic.Contours | pic.Cells) for mark in panel.marks)
     if plain:
         axis.grid(True, color=GRID, linewidth=0.5)
@@ -249,11 +253,11 @@ def _finish_plane(axis: Axes, panel: pic.Panel) -> None:
     for side in ("left", "bottom"):
         axis.spines[side].set_color(MUTED)
     axis.tick_params(labelsize=7, colors=INK, width=0.6)
-    for name, setting in (("x", panel.x), ("y", panel.y)):
-        _finish_axis(axis, name, setting)
+    for name, setting, room in (("x", panel.x, size[0]), ("y", panel.y, size[1])):
+        _finish_axis(axis, name, setting, room)
 
 
-def _finish_axis(axis: Axes, name: str, setting: pic.Axis) -> None:
+def _finish_axis(axis: Axes, name: str, setting: pic.Axis, room: float) -> None:
     target = axis.xaxis if name == "x" else axis.yaxis
     set_scale = axis.set_xscale if name == "x" else axis.set_yscale
     set_limits: Callable[..., Any] = axis.set_xlim if name == "x" else axis.set_ylim
@@ -282,12 +286,14 @@ def _finish_axis(axis: Axes, name: str, setting: pic.Axis) -> None:
         if setting.tilted and name == "x":
             for label in axis.get_xticklabels():
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
+    elif setting.scale == "linear" and name == "x":
+        target.set_major_locator(MaxNLocator(min(9, max(2, int((room - 0.4) / 0.4))), steps=[1, 2, 5, 10]))
     if setting.percent:
         target.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    target.set_label_text(_plain(setting.label), fontsize=7.5, color=INK, fontfamily=FONT)
+    target.set_label_text(_fitted(setting.label, room, 7.5), fontsize=7.5, color=INK, fontfamily=FONT)
 
 
-def _finish_space(axis: Axes3D, panel: pic.Panel, colours: pic.ColourScale | None) -> None:
+def _finish_space(axis: Axes3D, panel: pic.Panel, colours: pic.ColourScale | None, num_ticks: int) -> None:
     assert panel.z is not None
     axis.view_init(elev=28, azim=-58)
     axis.set_box_aspect((1, 1, 0.75), zoom=0.9)
@@ -299,25 +305,28 @@ def _finish_space(axis: Axes3D, panel: pic.Panel, colours: pic.ColourScale | Non
             ticks = [tick for tick in colours.ticks if limits[0] <= math.log10(tick) <= limits[1]]
             axis.set_zticks([math.log10(tick) for tick in ticks], [short(tick) for tick in ticks])
         elif name != "z":
-            getattr(axis, f"{name}axis").set_major_locator(MaxNLocator(5))
+            getattr(axis, f"{name}axis").set_major_locator(MaxNLocator(num_ticks))
         if limits is not None:
             getattr(axis, f"set_{name}lim")(*limits)
         getattr(axis, f"set_{name}label")(_plain(setting.label), fontsize=6.8, color=INK, labelpad=-2)
 
 
-def _colour_bars(figure: Figure, axes: list[Any], picture: pic.Picture) -> None:
-    """Draw a bar for each scale, beside the panels that use it; a bar for each panel where those are not one column."""
+def _colour_bars(figure: Figure, axes: list[Any], picture: pic.Picture, height: float) -> None:
+    """Draw a bar for each scale, beside the panels that use it; one for each panel where those do not fill a column."""
+    columns = [axis.get_subplotspec().colspan.start for axis in axes]
     for scale in picture.scales:
-        users = [axis for axis, panel in zip(axes, picture.panels) if (panel.colours or picture.colours) == scale]
-        starts = {axis.get_subplotspec().colspan.start for axis in users}
-        if len(picture.scales) == 1 or len(starts) == 1:
-            _colour_bar(figure, users, scale)
+        users = [k for k, panel in enumerate(picture.panels) if (panel.colours or picture.colours) == scale]
+        own = {columns[k] for k in users}
+        others = {columns[k] for k in range(len(axes)) if k not in users}
+        if len(picture.scales) == 1 or (len(own) == 1 and not own & others):
+            room = height * len({axes[k].get_subplotspec().rowspan.start for k in users})
+            _colour_bar(figure, [axes[k] for k in users], scale, room)
         else:
-            for axis in users:
-                _colour_bar(figure, [axis], scale)
+            for k in users:
+                _colour_bar(figure, [axes[k]], scale, height)
 
 
-def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale) -> None:
+def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale, room: float) -> None:
     mappable = ScalarMappable(_norm(colours), _map(colours))
     bar = figure.colorbar(mappable, ax=axes, shrink=0.9, pad=0.02, aspect=28 if len(axes) > 1 else 18, fraction=0.06)
     if colours.ticks:
@@ -325,7 +334,7 @@ def _colour_bar(figure: Figure, axes: list[Any], colours: pic.ColourScale) -> No
         bar.ax.yaxis.set_major_formatter(FixedFormatter([short(tick) for tick in colours.ticks]))
         bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(labelsize=7, colors=INK)
-    bar.set_label(_plain(colours.label), fontsize=7.5, color=INK)
+    bar.set_label(_fitted(colours.label, room * 0.9, 7.5), fontsize=7.5, color=INK)
 
 
 def _norm(colours: pic.ColourScale | None) -> Normalize:
@@ -353,6 +362,13 @@ def _legend_columns(labels: list[str], width: float) -> int:
 def _wrap(picture: pic.Picture, width: float) -> list[str]:
     columns = max(30, int(width / 0.051))
     return [line for text in (picture.note, picture.card) if text for line in textwrap.wrap(text, columns)]
+
+
+def _fitted(text: str, room: float, size: float) -> str:
+    """Break a label so that it fits into ``room`` inches at a font of ``size`` points."""
+    most = max(10, int(room / (0.0078 * size)))
+    lines = [part for line in text.split("\n") for part in (textwrap.wrap(line, most) or [""])]
+    return _plain("\n".join(lines))
 
 
 def _plain(text: str) -> str:

@@ -166,9 +166,9 @@ def value_axis(label: str, marks: Sequence[Mark]) -> Axis:
     )
     values = np.asarray(values[np.isfinite(values)], dtype=float)
     ends = [
-        m.y + sign * np.nan_to_num(m.error)
+        (m.y if isinstance(m, Points) else m.height) + sign * np.nan_to_num(m.error)
         for m in marks
-        if isinstance(m, Points) and m.error is not None
+        if isinstance(m, Points | Bars) and m.error is not None
         for sign in (-1, 1)
     ]
     low, high = prep.finite_range([values, np.zeros(1), *ends]) if values.size else (0.0, 1.0)

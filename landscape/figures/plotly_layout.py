@@ -77,13 +77,14 @@ def _finish_figure(figure: go.Figure, picture: pic.Picture, plot_height: float, 
             showarrow=False, align="left", font={"size": 11, "color": MUTED},
         )  # fmt: skip
     for number, scale in enumerate(picture.scales, 1):
-        _colour_bar(figure, picture, scale, number)
+        _colour_bar(figure, picture, scale, number, plot_height)
 
 
-def _colour_bar(figure: go.Figure, picture: pic.Picture, scale: pic.ColourScale, number: int) -> None:
+def _colour_bar(
+    figure: go.Figure, picture: pic.Picture, scale: pic.ColourScale, number: int, plot_height: float
+) -> None:
     """Draw the bar of a scale: at the right of the figure, or of its column where other panels have other scales."""
     bar: dict[str, Any] = {"thickness": 14, "len": 0.95}
-    bar["title"] = {"text": safe(scale.label), "side": "right", "font": {"size": 12}}
     if scale.ticks:
         bar.update(tickvals=[level(t, scale) for t in scale.ticks], ticktext=[short(t) for t in scale.ticks])
     users = [
@@ -98,6 +99,9 @@ def _colour_bar(figure: go.Figure, picture: pic.Picture, scale: pic.ColourScale,
         top = max(box.yaxis.domain[1] for box in boxes)
         right = max(box.xaxis.domain[1] for box in boxes)
         bar.update(x=right + 0.005, xanchor="left", y=(bottom + top) / 2, len=(top - bottom), thickness=11)
+    most = max(12, int(plot_height * bar["len"] / 6.2))
+    label = "\n".join(part for line in scale.label.split("\n") for part in textwrap.wrap(line, most))
+    bar["title"] = {"text": safe(label), "side": "right", "font": {"size": 12}}
     ends = {"cmin": level(scale.low, scale), "cmax": level(scale.high, scale)}
     name = "coloraxis" if number == 1 else f"coloraxis{number}"
     figure.update_layout({name: {"colorscale": scale.colour_map, "colorbar": bar, **ends}})

@@ -43,6 +43,8 @@ def _line(place: Place, mark: pic.Line) -> None:
 
 def _band(place: Place, mark: pic.Band) -> None:
     kept = np.isfinite(mark.low) & np.isfinite(mark.high)
+    if not kept.any():
+        kept[:] = True  # an entry of the legend alone: without a point plotly would leave it out
     x, low, high = (np.asarray(a)[kept] for a in (mark.x, mark.low, mark.high))
     around = {"x": _x(place, np.concatenate([x, x[::-1]])), "y": _y(place, np.concatenate([high, low[::-1]]))}
     look: dict[str, Any] = {"mode": "none", "fill": "toself", "fillcolor": with_alpha(mark.colour, mark.alpha)}
@@ -58,7 +60,7 @@ def _points(place: Place, mark: pic.Points) -> None:
     thin = mark.marker in ("plus", "hole", "bar", "slash")
     symbol = _MARKERS[mark.marker] + ("-open" if mark.hollow and not thin else "")
     hover = {"text": [safe(text) for text in mark.hover], "hovertemplate": "%{text}"} if mark.hover else {}
-    error = _error_bars(place, mark.y, mark.error, mark.colour)
+    error = _error_bars(place.panel.y, mark.y, mark.error, mark.colour)
     place.add(
         go.Scatter(
             x=_x(place, mark.x), y=_y(place, mark.y), mode="markers", opacity=mark.alpha, error_y=error,
@@ -83,12 +85,13 @@ def _stems(place: Place, mark: pic.Stems) -> None:
     )  # fmt: skip
 
 
-def _error_bars(place: Place, y: Any, error: Any, colour: str) -> dict[str, Any] | None:
+def _error_bars(axis: pic.Axis, values: Any, error: Any, colour: str) -> dict[str, Any] | None:
     """Return error bars in drawn coordinates: on a symlog axis the two arms differ."""
     if error is None:
         return None
     below, above = error if np.ndim(error) == 2 else (error, error)
-    up, down = _y(place, y + above) - _y(place, y), _y(place, y) - _y(place, y - below)
+    here = on_axis(axis, values)
+    up, down = on_axis(axis, values + above) - here, here - on_axis(axis, values - below)
     look = {"thickness": 1.3, "width": 3, "color": colour}
     return {"type": "data", "symmetric": False, "array": single(up), "arrayminus": single(down), **look}
 
@@ -98,10 +101,9 @@ def _bars(place: Place, mark: pic.Bars) -> None:
     pattern = {"shape": shape, "fgcolor": PAPER, "bgcolor": mark.colour, "size": 6, "solidity": 0.2}
     if mark.horizontal:
         bars = {"x": _x(place, mark.height), "y": _y(place, mark.x), "orientation": "h", "hovertemplate": "%{x:.4g}"}
-        if mark.error is not None:
-            bars["error_x"] = {"type": "data", "array": single(mark.error), "thickness": 1.3, "color": INK}
+        bars["error_x"] = _error_bars(place.panel.x, mark.height, mark.error, INK)
     else:
-        error = _error_bars(place, mark.height, mark.error, INK)
+        error = _error_bars(place.panel.y, mark.height, mark.error, INK)
         bars = {"x": _x(place, mark.x), "y": _y(place, mark.height), "error_y": error, "hovertemplate": "%{y:.4g}"}
     place.add(
         go.Bar(
@@ -209,6 +211,6 @@ def _y(place: Place, values: Any) -> Any:
 
 def _values(z: Any, scale: pic.ColourScale | None) -> dict[str, Any]:
     """Return hover settings that show data units whatever the scale."""
-    if scale is None or not scale.log:
+    if scale is None or not (scale.log or scale.linear_within):
         return {"hovertemplate": "(%{x:.3g}, %{y:.3g}): %{z:.4g}<extra></extra>"}
     return {"customdata": single(z), "hovertemplate": "(%{x:.3g}, %{y:.3g}): %{customdata:.4g}<extra></extra>"}

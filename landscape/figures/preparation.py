@@ -25,7 +25,7 @@ from landscape.figures.lanes import (
     thinned,
 )
 from landscape.figures.numbers import interval, log_ticks, short, with_error
-from landscape.figures.picture import Array, ColourScale, symlog, symlog_ticks
+from landscape.figures.picture import Array, ColourScale, symlog, symlog_inverse, symlog_ticks
 
 __all__ = [
     "GROUP_LANES",
@@ -49,6 +49,7 @@ __all__ = [
     "padded",
     "scale_card",
     "short",
+    "size_scale",
     "smooth_density",
     "thinned",
     "with_error",
@@ -144,6 +145,17 @@ def diverging_scale(arrays: Sequence[Any], label: str) -> ColourScale:
     within = float(max(within, most * 1e-4))
     ticks = tuple(symlog_ticks(-most, most, within))
     return ColourScale(label, -most, most, ticks=ticks, linear_within=within, colour_map=DIVERGING)
+
+
+def size_scale(arrays: Iterable[Any], label: str, colour_map: str, *, num_levels: int = 13) -> ColourScale:
+    """Return a scale for sizes from zero on: linear up to a hundredth of the largest, logarithmic beyond."""
+    high = finite_range(arrays)[1]
+    high = high if high > 0 else 1.0
+    within = float(10.0 ** np.floor(np.log10(high / 50)))
+    levels = symlog_inverse(np.linspace(0.0, float(symlog(high, within)), num_levels), within)
+    levels[-1] = high
+    ticks = tuple(symlog_ticks(0.0, high, within))
+    return ColourScale(label, 0.0, high, False, tuple(levels.tolist()), ticks, within, colour_map)
 
 
 def grid_shape(count: int, *, widest: int = 4) -> tuple[int, int]:

@@ -25,8 +25,10 @@ from landscape.spectrum.evidence import LOSS_ROUNDING
 
 Progress = Callable[[int, int, str], None]
 
-# Four lengths per decade, from a thousandth to a third of the norm of the weights.
-DEFAULT_LENGTHS = 10.0 ** np.arange(-2.0, 0.75, 0.25)
+# Four lengths per decade, from a ten-thousandth to a tenth of the norm of the weights.
+DEFAULT_LENGTHS = 10.0 ** np.arange(-3.0, 0.25, 0.25)
+# A step is affordable where no group, nor the whole, loses more than this share of what the followed lane gains.
+AFFORDABLE = 0.1
 _ALONG_V = ("loss", "increase", "increase_stderr", "own_increase")
 # A step's unit, as a share of the norm of the weights: that of the eigen-planes.
 UNIT = 0.1
@@ -61,7 +63,7 @@ def measure_escape(
         step, from one forward pass.
     x
         Increasing positive lengths, in units of u (1 is a tenth of the weights' norm; 1 weight unit where that is 0);
-        by default 11 from 0.01 to 3.2, four per decade. Each is walked in both directions.
+        by default 13 from 0.001 to 1, four per decade. Each is walked in both directions.
     options
         Effort of the search for v_min.
 
@@ -76,8 +78,12 @@ def measure_escape(
         ``best_decrease``, ``best_distance`` (lane): the largest decrease of the lane's own loss among the steps walked and
         its signed step, both 0 where none decreases it by more than ``resolution`` (lane), the rounding of a loss: a lower
         bound, known to the spacing of the steps.
-        ``increase_at_best``, ``increase_at_best_stderr``, ``gradient_increase_at_best`` (lane, affected_lane): there, and
-        along -gradient at the same length. ``gradient_best_decrease``, ``gradient_best_length`` (lane): the best of
+        ``affordable_decrease``, ``affordable_distance`` (lane): the same among the steps at which no group's loss, nor the
+        whole's, rises by more than a tenth of the decrease (without groups: no other class's). Far along any direction a
+        network says one class to everything: the best step alone may be of that kind.
+        ``increase_at_best``, ``increase_at_affordable``, each with ``..._stderr``, and ``gradient_increase_at_best``
+        (lane, affected_lane): what those steps do to all lanes, and -gradient at the best one's length.
+        ``gradient_best_decrease``, ``gradient_best_length`` (lane): the best of
         -gradient. ``lambda_min`` with ``lambda_min_residual`` :math:`= \|Hv - \lambda v\|`, ``gradient_norm``,
         ``slope_along_v`` (lane); ``loss_at_weights`` (affected_lane).
 
@@ -302,9 +308,9 @@ def _assembled(
 
 
 def _best(dataset: xr.Dataset) -> dict[str, np.ndarray]:
-    """Return the best step of each lane for itself and what it does to all lanes; the steps that were not finite lose."""
+    """Return each lane's best step, and its best affordable one, and what they do to all lanes; steps not finite lose."""
     steps, lengths = dataset["step"].values, dataset["length"].values
-    names = dataset["affected_lane"].values.tolist()
+    names, kinds = dataset["affected_lane"].values.tolist(), dataset["affected_kind"].values.tolist()
     rows: dict[str, list[np.ndarray]] = {}
 
     def keep(key: str, value: float | np.ndarray) -> None:
@@ -314,12 +320,18 @@ def _best(dataset: xr.Dataset) -> dict[str, np.ndarray]:
         one = dataset.sel(lane=lane)
         own = names.index(lane)
         resolution = float(one["resolution"])
-        k = _lowest(one["increase"].values[:, own], resolution)
-        nothing = np.zeros(len(names))
-        keep("best_decrease", 0.0 if k is None else -one["increase"].values[k, own])
-        keep("best_distance", 0.0 if k is None else steps[k])
-        keep("increase_at_best", nothing if k is None else one["increase"].values[k])
-        keep("increase_at_best_stderr", nothing if k is None else one["increase_stderr"].values[k])
+        increase, stderr, nothing = one["increase"].values, one["increase_stderr"].values, np.zeros(len(names))
+        asked = [m for m, kind in enumerate(kinds) if kind in ("group", "all")]
+        if "group" not in kinds:
+            asked = [m for m in range(len(names)) if m != own]
+        cost = increase[:, asked].max(1, initial=-np.inf)
+        paid = np.where(cost <= AFFORDABLE * -increase[:, own], increase[:, own], np.inf)
+        k = _lowest(increase[:, own], resolution)
+        for which, at in (("best", k), ("affordable", _lowest(paid, resolution))):
+            keep(f"{which}_decrease", 0.0 if at is None else -increase[at, own])
+            keep(f"{which}_distance", 0.0 if at is None else steps[at])
+            keep(f"increase_at_{which}", nothing if at is None else increase[at])
+            keep(f"increase_at_{which}_stderr", nothing if at is None else stderr[at])
         at = None if k is None else int(np.argmin(np.abs(lengths - abs(steps[k]))))
         keep("gradient_increase_at_best", nothing if at is None else one["gradient_increase"].values[at])
         m = _lowest(one["gradient_increase"].values[:, own], resolution)
