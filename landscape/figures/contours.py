@@ -137,7 +137,7 @@ def _error_maps(dataset: xr.Dataset, lane: str, variable: str, pair: int | None)
 def _map_panel(x: Axis, y: Axis, values: xr.DataArray, title: str, scale: ColourScale) -> Panel:
     marks: tuple[Mark, ...] = (
         Contours(values["alpha"].values, values["beta"].values, values.values),
-        Points(np.zeros(1), np.zeros(1), INK, "plus", "", 6.0),
+        Points(np.zeros(1), np.zeros(1), PAPER, "plus", "", 6.0),
     )
     return Panel(title, x, y, marks, colours=scale)
 
