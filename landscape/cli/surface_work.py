@@ -96,6 +96,7 @@ class SurfaceWork:
         folder: Path,
         others: Sequence[Path],
     ) -> SurfaceWork:
+        """Prepare every checkpoint and, unless this is a dry run, its journal."""
         from landscape.pipeline import prepare
         from landscape.results import Journal
         from landscape.risk.augmented import require_fixed

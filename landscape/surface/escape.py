@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.errors import LandscapeError
-from landscape.perturbation import class_losses, lane_means
+from landscape.perturbation import lane_means
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.model import ModelRisk
+from landscape.risk.points import class_losses
 from landscape.spectrum import SpectrumOptions, find_extremes
 from landscape.spectrum.evidence import LOSS_ROUNDING
 
