@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn import functional
 
 from landscape.errors import LandscapeError
-from landscape.perturbation import lane_means
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
-from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
-from landscape.risk.model import ModelRisk
-from landscape.risk.points import class_losses
+from landscape.risk.points import Values, Walk, walk_of
 from landscape.spectrum import SpectrumOptions, find_extremes
 from landscape.spectrum.evidence import LOSS_ROUNDING
 
@@ -115,7 +110,7 @@ def measure_escape(
     effort = options or SpectrumOptions()
     norm = float(torch.linalg.vector_norm(risk.theta.double()))
     unit = UNIT * norm or 1.0
-    here = _Losses.at(risk, risk.theta)
+    walk = walk_of(risk, affected)
     blocks = []
     for index, name in enumerate(followed.names):
         row = followed.weights[index]
@@ -125,13 +120,13 @@ def measure_escape(
         walked = keep_block(
             journal,
             f"escape/lane={name}/walk",
-            lambda found=found: _walk(risk, affected, found, here, unit * lengths),
+            lambda found=found: _walk(risk, walk, found, unit * lengths),
         )
         blocks.append({**found, **walked})
         if progress is not None:
             progress(index + 1, len(followed), f"escape of {name}")
     dataset = _assembled(followed, affected, blocks, lengths)
-    centre = lane_means(affected, here.classes)
+    centre = walk.at_weights()["loss"].cpu().numpy()
     dataset["loss_at_weights"] = ("affected_lane", centre)
     own = [affected.names.index(name) for name in followed.names]
     dataset["resolution"] = ("lane", LOSS_ROUNDING[risk.theta.dtype] * np.abs(centre[own]))
@@ -150,52 +145,6 @@ def measure_escape(
         "versions": versions(),
     }
     return dataset
-
-
-@dataclass(frozen=True)
-class _Losses:
-    """Class means (C,) float64 at a point; for a network the losses (N,) of its examples; an objective that differs."""
-
-    classes: Tensor
-    examples: Tensor | None = None
-    own: Tensor | None = None
-
-    @classmethod
-    def at(cls, risk: ClassRisk, theta: Tensor) -> _Losses:
-        """Evaluate plain cross-entropy (a toy's own losses) at theta from one forward pass."""
-        if not isinstance(risk, ModelRisk) or not risk.is_additive or risk.draws_per_example != 1:
-            values = class_losses(risk, theta)
-            return cls(values["loss"].double().cpu(), own=values.get("own_loss"))
-        is_plain = risk.loss_name == "ce"
-        plain: list[Tensor] = []
-        own: list[Tensor] = []
-        with torch.no_grad(), precise_arithmetic():
-            for rows in risk.row_chunks():
-                logits = risk.logits(theta, rows)
-                plain.append(functional.cross_entropy(logits, risk.labels[rows], reduction="none").double())
-                if not is_plain:
-                    own.append(risk.losses_of(logits, rows).double())
-        examples = torch.cat(plain)
-        means = None if is_plain else _class_means(risk, torch.cat(own)).cpu()
-        return cls(_class_means(risk, examples).cpu(), examples, means)
-
-
-def _class_means(risk: ModelRisk, values: Tensor) -> Tensor:
-    """Return (C,) float64 means over the examples (N,) of each class; NaN for a class without any."""
-    sums = torch.zeros(len(risk.class_names), dtype=torch.float64, device=values.device)
-    sums.index_add_(0, risk.labels, values)
-    return sums / risk.class_counts.to(values.device).double()
-
-
-def _paired_variances(risk: ClassRisk, there: _Losses, here: _Losses) -> Tensor:
-    """Return (C,) s_c^2 / n_c of the examples' changes; NaN for a class of one image, or without images."""
-    if there.examples is None or here.examples is None or not isinstance(risk, ModelRisk):
-        return torch.full_like(here.classes, torch.nan)
-    change = there.examples - here.examples
-    counts = risk.class_counts.to(change.device).double()
-    deviation = change - _class_means(risk, change)[risk.labels]
-    variance = _class_means(risk, deviation.square()) / (counts - 1)  # of the mean: sum / (n - 1) / n
-    return variance.masked_fill(counts < 2, torch.nan).cpu()
 
 
 def _lengths(x: ArrayLike | None) -> np.ndarray:
@@ -242,41 +191,33 @@ def _direction(risk: ClassRisk, row: Tensor, name: str, options: SpectrumOptions
     }
 
 
-def _walk(
-    risk: ClassRisk, affected: Lanes, found: dict[str, np.ndarray], here: _Losses, lengths: np.ndarray
-) -> dict[str, np.ndarray]:
+def _walk(risk: ClassRisk, walk: Walk, found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:
     """Return what the steps along +-v_min (2 K, from the farthest negative one) and -gradient (K) do to the lanes."""
     theta = risk.theta.double()
     v, gradient = (torch.as_tensor(found[key]).to(theta) for key in ("v_min", "gradient"))
-    along_v = _steps(risk, affected, here, [(float(t), v) for t in (*-lengths[::-1], *lengths)])
+    along_v = _steps(risk, walk, [(float(t), v) for t in (*-lengths[::-1], *lengths)])
     size = torch.linalg.vector_norm(gradient)
     down = -gradient / size if float(size) > 0 else None
-    along_gradient = _steps(risk, affected, here, [(float(t), down) for t in lengths])
+    along_gradient = _steps(risk, walk, [(float(t), down) for t in lengths])
     return {**along_v, **{f"gradient_{key}": values for key, values in along_gradient.items() if key != "loss"}}
 
 
-def _steps(
-    risk: ClassRisk, affected: Lanes, here: _Losses, steps: Sequence[tuple[float, Tensor | None]]
-) -> dict[str, np.ndarray]:
+def _steps(risk: ClassRisk, walk: Walk, steps: Sequence[tuple[float, Tensor | None]]) -> dict[str, np.ndarray]:
     """Return ``loss``, ``increase``, ``increase_stderr`` (steps, L); NaN where there is no direction to follow."""
-    out: dict[str, list[np.ndarray]] = {"loss": [], "increase": [], "increase_stderr": []}
-    if here.own is not None:
-        out["own_increase"] = []
-    squares = Lanes(affected.names, affected.kinds, affected.groups, affected.weights**2, affected.num_examples)
-    centre = lane_means(affected, here.classes)
+    here = walk.at_weights()
+    nothing = torch.full_like(here["loss"], torch.nan)
+    out: dict[str, list[Tensor]] = {}
     for length, direction in steps:
-        if direction is None:
-            for values in out.values():
-                values.append(np.full(len(affected), np.nan))
-            continue
-        there = _Losses.at(risk, (risk.theta.double() + length * direction).to(risk.theta.dtype))
-        loss = lane_means(affected, there.classes)
-        out["loss"].append(loss)
-        out["increase"].append(loss - centre)
-        if there.own is not None and here.own is not None:
-            out["own_increase"].append(lane_means(affected, there.own) - lane_means(affected, here.own))
-        out["increase_stderr"].append(np.sqrt(lane_means(squares, _paired_variances(risk, there, here))))
-    return {name: np.stack(values) for name, values in out.items()}
+        there: Values = {}
+        if direction is not None:
+            there = walk.at((risk.theta.double() + length * direction).to(risk.theta.dtype))
+        loss = there.get("loss", nothing)
+        row = {"loss": loss, "increase": loss - here["loss"], "increase_stderr": there.get("increase_stderr", nothing)}
+        if "own_loss" in here:
+            row["own_increase"] = there.get("own_loss", nothing) - here["own_loss"]
+        for name, values in row.items():
+            out.setdefault(name, []).append(values)
+    return {name: torch.stack(values).cpu().numpy() for name, values in out.items()}
 
 
 def _assembled(
