@@ -23,7 +23,7 @@ from landscape.risk.examples import limit_per_class
 from landscape.training import resolve_device
 
 # BatchNorm statistics are recomputed over this many training images at most.
-CALIBRATION_EXAMPLES = 2000
+CALIBRATION_EXAMPLES = 1000
 CalibrationName = Literal["train", "balanced"]
 CALIBRATIONS: dict[str, str] = {
     "train": "training images in their own class shares",
@@ -62,7 +62,9 @@ class CheckpointSource:
         published protocol and is no function. ``augment_seed`` is the root of the draws.
     calibration
         Over which training images BatchNorm statistics are recomputed, where they are: ``train``, in their own
-        (long-tailed) class shares, or ``balanced``, as many of every class; 2000 images at most.
+        (long-tailed) class shares, or ``balanced``, as many of every class.
+    calibration_examples
+        How many of these images, at most: every point of a recalibrated surface costs a pass over them.
     params
         ``all``, ``head``, ``backbone`` or a regular expression.
     dtype, device
@@ -85,6 +87,7 @@ class CheckpointSource:
     augment_draws: int = 4
     augment_seed: int = 0
     calibration: CalibrationName = "train"
+    calibration_examples: int = CALIBRATION_EXAMPLES
     params: str = "all"
     dtype: str = "float32"
     device: str = "auto"
@@ -96,6 +99,8 @@ class CheckpointSource:
             raise unknown_name("augment", self.augment, get_args(AugmentChoice))
         if self.calibration not in CALIBRATIONS:
             raise unknown_name("calibration", self.calibration, CALIBRATIONS)
+        if self.calibration_examples < 2:
+            raise LandscapeError(f"--calibration: expected at least 2 images, got {self.calibration_examples}")
         if self.augment_draws < 1:
             raise LandscapeError(f"--augment-draws: expected at least 1, got {self.augment_draws}")
         if self.dtype not in ("float32", "float64"):
@@ -206,7 +211,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
     loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
     if loss != "ce":
         loss.name = name
-    calibration = dataset.train.take(_calibration_rows(dataset.train.labels, source.calibration)).images
+    calibration = dataset.train.take(_calibration_rows(dataset.train.labels, source)).images
     risk = ModelRisk(
         loaded.model,
         split,
@@ -238,15 +243,14 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
     return risk
 
 
-def _calibration_rows(labels: torch.Tensor, choice: CalibrationName) -> torch.Tensor:
+def _calibration_rows(labels: torch.Tensor, source: CheckpointSource) -> torch.Tensor:
     """Return the training rows (M,) over which statistics are recomputed, the same at every point and for every model."""
-    if choice == "train":
-        num = min(CALIBRATION_EXAMPLES, len(labels))
+    if source.calibration == "train":
+        num = min(source.calibration_examples, len(labels))
         order = torch.argsort(labels, stable=True)  # evenly spread over this order: every class in its share
         return order[(torch.arange(num) * len(labels)) // num].sort().values
     present = torch.unique(labels)
-    per_class = -(-CALIBRATION_EXAMPLES // len(present))
-    most = min(per_class, int(torch.bincount(labels).max()))
+    most = min(-(-source.calibration_examples // len(present)), int(torch.bincount(labels).max()))
     rows = [torch.nonzero(labels == c)[:, 0] for c in present.tolist()]
     return torch.cat([own[torch.arange(most) % len(own)] for own in rows])
 

@@ -57,7 +57,8 @@ def surface_options(
         str, opt.option("--batchnorm", "frozen, recalibrate at every point, or both.", opt.ANALYSIS)
     ] = "frozen",
     calibration: Annotated[
-        str, opt.option("--calibration", "Recalibrate on train (long-tailed) or balanced images.", opt.ANALYSIS)
+        str,
+        opt.option("--calibration", "Recalibrate on train (long-tailed) or balanced images, :N of them.", opt.ANALYSIS),
     ] = "train",
     held_out: Annotated[
         bool, opt.option("--held-out", "Walk over the other split as well, at the same points.", opt.ANALYSIS)
@@ -98,7 +99,7 @@ def surface(
     grid = _grid(given)
     _require_sense(checkpoint, given)
     names, sources = checkpoint_names(checkpoint), [opt.checkpoint_source(path, given) for path in checkpoint]
-    sources = [replace(source, calibration=given["calibration"]) for source in sources]
+    sources = [replace(source, **_calibration(given["calibration"])) for source in sources]
     several = len(checkpoint) > 1
     if several and out.suffix == ".nc":
         raise LandscapeError(
@@ -128,6 +129,14 @@ def _brief(dataset: xr.Dataset) -> dict[str, Any]:
     dims = [dim for dim in dataset.loss.dims if dim != "lane"]
     lowest = dataset.loss.min(dims)
     return {"lane": dataset.lane.values, "lowest": lowest.values, "shape": dict(dataset.sizes)}
+
+
+def _calibration(text: str) -> dict[str, Any]:
+    """Return the fields of a source that ``train``, ``balanced`` or ``balanced:500`` means."""
+    name, colon, count = text.partition(":")
+    if colon and not count.isdigit():
+        raise LandscapeError(f"--calibration: expected train, balanced or one of these with :COUNT, got '{text}'")
+    return {"calibration": name, **({"calibration_examples": int(count)} if colon else {})}
 
 
 def _grid(given: dict[str, Any]) -> dict[str, Any]:
