@@ -31,6 +31,8 @@ LEAST_CELLS = 5
 # The search ends when so many rounds in a row are right to this share of the tolerance: the worst of all cells is worse
 # than the worst of those looked at, and a single round passes by luck.
 NUM_ROUNDS, MARGIN = 3, 0.6
+# Where the budget allows no further round, so many must be right to the tolerance itself.
+NUM_LAST = 2
 # Suspects of a round keep apart: the suspicion within about so many cells of a chosen one is damped.
 APART = 1.5
 # The worst of all cells over the worst that a check saw: on networks up to 1.7 for the worst lane of a plane.
@@ -54,7 +56,7 @@ class Refined:
         (K_y, K_x) bool.
     checked_error
         (L,) the largest error of a prediction at the cells of the final check, which were evaluated after it: the last
-        three rounds, and random cells after them.
+        three (two) rounds, and random cells after them.
     error_estimate
         (L,) an estimate, not a bound, of the largest error at the cells that were not evaluated: twice what separates
         two interpolants there, times the ratio of error to separation at the check, or twice ``checked_error``.
@@ -92,8 +94,9 @@ def refine_plane(
 
     A coarse grid of Chebyshev points is completed in rounds. In each, cubic radial basis functions and thin-plate
     splines predict all cells; those where they differ most, and a few at random, are evaluated and show the error of
-    the prediction. Once a round's errors are below half the tolerance, 59 random cells must confirm it. If that does not
-    happen within ``max_share`` of the cells, all are evaluated and nothing is interpolated.
+    the prediction. Once three rounds in a row are right to 0.6 of the tolerance (at the budget's end: two rounds, to the
+    tolerance itself), 59 random cells must confirm it. If that does not happen within ``max_share`` of the cells, all
+    are evaluated and nothing is interpolated.
 
     Parameters
     ----------
@@ -143,7 +146,7 @@ def refine_plane(
     grid = _Grid(x, y, scale)
     _require_shares(tolerance, max_share)
     budget = math.floor(max_share * grid.size)
-    random = numpy_stream(seed, "refinement/checks")
+    rng = numpy_stream(seed, "refinement/checks")
     among = None if deciding is None else np.asarray(deciding, dtype=bool)
     num_round = NUM_SUSPECTS + NUM_RANDOM
     rounds: list[_Check] = []
@@ -163,19 +166,21 @@ def refine_plane(
         grid.require_lanes(among)
         while is_affordable(num_round + NUM_ACCEPTANCE):
             prediction = grid.predict()
-            look(cells := grid.suspects(prediction, random))
+            look(cells := grid.suspects(prediction, rng))
             rounds = [*rounds, grid.compare(prediction, cells)][-NUM_ROUNDS:]
             grid.learn(prediction, cells)
-            has_passed = len(rounds) == NUM_ROUNDS and all(r.passes(MARGIN * tolerance, among) for r in rounds)
+            num, margin = (NUM_ROUNDS, MARGIN) if is_affordable(num_round + NUM_ACCEPTANCE) else (NUM_LAST, 1.0)
+            latest = rounds[-num:]
+            has_passed = len(latest) == num and all(r.passes(margin * tolerance, among) for r in latest)
             if has_passed and is_affordable(NUM_ACCEPTANCE):
                 num_acceptances += 1
                 prediction = grid.predict()
-                look(cells := grid.drawn(NUM_ACCEPTANCE, random))
+                look(cells := grid.drawn(NUM_ACCEPTANCE, rng))
                 acceptance = grid.compare(prediction, cells)
                 if acceptance.passes(tolerance, among) and not len(grid.holes()):
                     # Several attempts share the risk of passing by luck.
                     outside = 1 - ((1 - CONFIDENCE) / num_acceptances) ** (1 / acceptance.num_cells)
-                    return grid.refined(reduce(or_, rounds, acceptance), outside)
+                    return grid.refined(reduce(or_, latest, acceptance), outside)
                 rounds = []
     if len(rest := np.flatnonzero(~grid.done)):
         grid.tell(rest, evaluate(grid.points(rest)))
@@ -306,7 +311,7 @@ class _Grid:
         ranges = np.maximum(highest - lowest, least)
         return np.where(ranges > 0, ranges, 1.0)
 
-    def suspects(self, prediction: _Prediction, random: np.random.Generator) -> np.ndarray:
+    def suspects(self, prediction: _Prediction, rng: np.random.Generator) -> np.ndarray:
         """Return the cells of a round: the most suspect of those that are not known, kept apart, and random ones."""
         suspicion = np.where(self.done, -1.0, (self.doubt * prediction.separation / self._ranges()).max(1))
         chosen: list[int] = []
@@ -316,7 +321,7 @@ class _Grid:
             nearness = np.exp(-np.square(self.at - self.at[cell]).sum(1) / APART**2)
             suspicion = np.where(suspicion < 0, suspicion, suspicion * (1 - nearness))
             suspicion[cell] = -1.0
-        return np.concatenate([chosen, self.drawn(NUM_RANDOM, random, besides=chosen)]).astype(np.intp)
+        return np.concatenate([chosen, self.drawn(NUM_RANDOM, rng, besides=chosen)]).astype(np.intp)
 
     def learn(self, prediction: _Prediction, cells: np.ndarray) -> None:
         """Doubt lanes by how far off they were: one with kinks is further off than two smooth interpolants are apart."""
@@ -325,12 +330,12 @@ class _Grid:
             ratio = np.sqrt(np.square(error).sum(0) / np.square(prediction.separation[cells]).sum(0))
         self.doubt = np.sqrt(self.doubt * np.clip(np.nan_to_num(ratio, nan=1.0), 0.1, 100.0))
 
-    def drawn(self, num: int, generator: np.random.Generator, besides: list[int] | None = None) -> np.ndarray:
+    def drawn(self, num: int, rng: np.random.Generator, besides: list[int] | None = None) -> np.ndarray:
         """Return up to ``num`` random cells that are not known."""
         free = ~self.done
         free[besides or []] = False
         cells = np.flatnonzero(free)
-        return np.sort(generator.choice(cells, min(num, len(cells)), replace=False))
+        return np.sort(rng.choice(cells, min(num, len(cells)), replace=False))
 
     def compare(self, prediction: _Prediction, cells: np.ndarray) -> _Check:
         """Return how far the prediction was off at cells that are known by now; values not finite do not count."""
