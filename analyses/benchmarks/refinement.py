@@ -16,6 +16,15 @@ needs no adaptation: splines of degree 1, 3 and 5 through a product of 25 x 25 c
 many evaluations as a quarter of a 51 x 51 grid allows, and no check.
 
 An error is the largest over all cells, as a share of the lane's range on the scale in question.
+
+What it attains (linear scale, 1 % asked, six seeds a plane that no constant was chosen with):
+
+- ``unit``, every lane: 440 to 640 of 2,601 cells, never all; at most 0.83 % in 17 of 18 runs, 1.11 % in one class of the
+  other; groups at most 0.39 %. Groups and all alone: 290 to 574 cells, at most 0.66 %.
+- ``small``, ``eigen``, ``oblong``: single classes of ten images bend too often, and 15 of 18 runs evaluate everything, as
+  they should; groups and all take 240 to 290, 266 and 266 cells, two runs of ``oblong`` everything, at most 0.6 %.
+- The largest true error is up to 2.0 times the largest checked one: hence the factor in ``error_estimate``.
+- A product of 25 x 25 cells with cubic splines, the best without adaptation, leaves 0.7 to 1.3 % and cannot say so.
 """
 
 from __future__ import annotations
@@ -38,7 +47,8 @@ from landscape.spectrum import extreme_directions
 from landscape.surface import Refined, refine_plane
 
 TOLERANCE = {"linear": 0.01, "log": 0.02}
-SEEDS = range(6)
+# Not those that the constants of the search were chosen with (0 to 11, on the three planes "unit").
+SEEDS = range(100, 106)
 # What the published weights were trained with; the others carry their own.
 FOREIGN = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

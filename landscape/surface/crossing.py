@@ -13,6 +13,8 @@ from landscape.errors import LandscapeError
 
 # A bracket this narrow, in units of the ray, is not narrowed further: a loss may jump at the weights themselves.
 FINEST = 1e-12
+# Brackets wider than this are halved, at radii that all lanes within the same pair of scanned ones share.
+SHARED = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ def find_radii(
     start: float = 1 / 64,
     limit: float = 2.0,
     growth: float = 2.0,
-    tolerance: float = 0.02,
+    tolerance: float = 0.05,
 ) -> Radii:
     r"""Find :math:`r_l(\delta) = \min\{r > 0 : L_l(r) \ge L_l(0) + \delta\}` for every lane l along one ray.
 
-    Radii are scanned outwards until every lane has risen; the first crossing of the scan is narrowed by the method of
-    Alefeld, Potra and Shi (scipy's ``toms748``). Losses need not be monotone: the result is the first crossing among the
-    evaluated radii, and every evaluation serves all lanes.
+    Radii are scanned outwards until every lane has risen; the first crossing of the scan is narrowed by halving
+    (of the logarithm: lanes meet at the same radii), and below 5 % by the method of Alefeld, Potra and Shi (scipy's
+    ``toms748``). Losses need not be monotone: the result is the first crossing among the evaluated radii, and every
+    evaluation serves all lanes.
 
     Parameters
     ----------
@@ -147,6 +150,9 @@ def _narrow(
         if not len(rows):
             return
         i, lane = (int(n) for n in rows[0])
+        if high[i, lane] - low[i, lane] > SHARED * high[i, lane]:
+            look(float(np.sqrt(low[i, lane] * high[i, lane]) or high[i, lane] / 2))
+            continue
 
         def side(radius: float, i: int = i, lane: int = lane) -> float:
             gap = look(radius)[i, lane]

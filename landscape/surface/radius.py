@@ -43,7 +43,8 @@ class RadiusOptions:
         Radii scanned outwards: start, start * growth, ..., limit, in units of the direction (filter norms). A rise
         that begins and ends between two of them is not seen.
     tolerance
-        Widest bracket that is left, relative to the radius.
+        Widest bracket that is left, relative to the radius (or 1e-12). The estimate within it is closer by far where the loss is
+        smooth, and directions differ by more.
     logits
         ``"raw"``, or ``"normalised"``: each example's logits are centred and divided by their norm before the
         cross-entropy, so that confidence alone (the scale of the logits) no longer decides.
@@ -54,7 +55,7 @@ class RadiusOptions:
     start: float = 1 / 64
     limit: float = 2.0
     growth: float = 2.0
-    tolerance: float = 0.02
+    tolerance: float = 0.05
     logits: Literal["raw", "normalised"] = "raw"
 
     def __post_init__(self) -> None:

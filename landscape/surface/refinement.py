@@ -141,7 +141,9 @@ def refine_plane(
 
     Notes
     -----
-    Why these interpolants: ``analyses/benchmarks/refinement.py`` compares them on networks.
+    On 51 x 51 cells of [-1, 1]^2 of three ResNet-20 (``analyses/benchmarks/refinement.py``), classes of ten images
+    included, 440 to 640 evaluations left at most 0.8 % of the range in 17 of 18 runs, 1.1 % in one lane of the other;
+    groups and all alone took 290 to 574, for at most 0.7 %. The largest error was up to twice the largest checked one.
     """
     grid = _Grid(x, y, scale)
     _require_shares(tolerance, max_share)

@@ -17,6 +17,7 @@ from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.surface import (
     RadiusOptions,
     automatic_range,
+    crossing,
     find_radii,
     measure_radii,
     measure_surface,
@@ -42,7 +43,7 @@ def close_to(found, expected, tolerance):
     """The truth lies in the bracket, the bracket is narrow, and the estimate lies in it."""
     expected = np.asarray(expected)
     assert ((found.low < expected * (1 + 1e-12)) & (expected * (1 - 1e-12) <= found.high)).all()
-    assert (found.high - found.low <= tolerance * found.high).all()
+    assert (found.high - found.low <= np.maximum(tolerance * found.high, crossing.FINEST)).all()
     assert ((found.low <= found.radius) & (found.radius <= found.high)).all()
 
 
@@ -71,8 +72,9 @@ def test_several_rises_share_evaluations():
 def test_fourteen_lanes_cost_less_than_fourteen_searches():
     scales = numpy_stream(0, "radius/scales").uniform(0.5, 2.0, 14)
     found = find_radii(lambda r: scales * r**2, 0.1)
-    close_to(found, np.sqrt(0.1 / scales), 0.02)
-    assert found.num_evaluations <= 40  # with bisection, lane by lane, it would be 14 x 6 and the scan
+    close_to(found, np.sqrt(0.1 / scales), 0.05)
+    np.testing.assert_allclose(found.radius, np.sqrt(0.1 / scales), rtol=1e-3)  # closer than the bracket
+    assert found.num_evaluations <= 30  # lane by lane it would be 14 x 4 and the scan
 
 
 def test_against_a_second_root_finder():
@@ -100,8 +102,8 @@ def test_a_bump_between_scanned_radii_needs_a_finer_scan():
     def narrow(r):
         return [2.0 * (0.6 < r < 0.7) + (r > 1.5)]
 
-    assert find_radii(narrow, 0.5).radius[0] == pytest.approx(1.5, rel=0.02)
-    assert find_radii(narrow, 0.5, growth=1.1).radius[0] == pytest.approx(0.6, rel=0.02)
+    assert find_radii(narrow, 0.5).radius[0] == pytest.approx(1.5, rel=0.05)
+    assert find_radii(narrow, 0.5, growth=1.1).radius[0] == pytest.approx(0.6, rel=0.05)
 
 
 def test_never_reached_is_infinite_with_the_scan_as_the_bound():
@@ -178,7 +180,7 @@ def bowls(**options):
     )
 
 
-def crossing(slope, curvature, delta):
+def quadratic_root(slope, curvature, delta):
     return (-slope + math.sqrt(slope**2 + 2 * curvature * delta)) / curvature
 
 
@@ -189,8 +191,8 @@ def test_given_directions_both_sides_against_the_quadratic_formula():
     for delta in (0.1, 1.0):
         for direction, side, slope in ((0, 1, 1.0), (0, -1, -1.0), (1, 1, 0.0), (1, -1, 0.0)):
             radius = found.radius.sel(delta=delta, direction=direction, side=side)
-            assert float(radius.sel(lane="0")) == pytest.approx(crossing(slope, 1.0, delta), rel=1e-7)
-            assert float(radius.sel(lane="1")) == pytest.approx(crossing(0.0, 16.0, delta), rel=1e-7)
+            assert float(radius.sel(lane="0")) == pytest.approx(quadratic_root(slope, 1.0, delta), rel=1e-7)
+            assert float(radius.sel(lane="1")) == pytest.approx(quadratic_root(0.0, 16.0, delta), rel=1e-7)
     assert "median_radius" not in found  # two chosen directions are no sample
 
 
