@@ -242,7 +242,7 @@ class Journal:
         for pattern in (f"{self.digest}.*.npz", f".{self.digest}.*.partial"):
             for path in self.folder.glob(pattern):
                 path.unlink()
-        if not any(self.folder.iterdir()):
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
 

@@ -79,7 +79,7 @@ def reconstruct(
                 progress=ProgressLine(),
             )
     if given["as_json"]:
-        print_json({"reconstruction": name, "checkpoints": list(names), "files": [str(path) for path in paths]})
+        print_json({"reconstruction": name, "checkpoints": list(names), "files": paths})
         return
     say(RECONSTRUCTIONS[name].title)
     for path in paths:

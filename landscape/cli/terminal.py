@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # Off a terminal (a log file), a progress line at most this often; on one, the line is redrawn at most this often.
@@ -139,6 +140,8 @@ def _plain(content: Any) -> Any:
         return {str(key): _plain(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_plain(value) for value in content]
+    if isinstance(content, Path):
+        return str(content)
     if hasattr(content, "tolist"):
         return _plain(content.tolist())
     if isinstance(content, float) and (content != content or content in (float("inf"), float("-inf"))):
