@@ -27,6 +27,7 @@ TABLES = {
         "worst case",
         "batches",
     ),
+    "radius at which the loss has risen by delta, median over directions and both ways, with its interval": ("radius",),
 }
 
 
@@ -49,6 +50,9 @@ def flatness_options(
     ] = None,
     adaptive_rho_linf: Annotated[
         float | None, opt.option("--adaptive-rho-linf", "The same, linf.", opt.ANALYSIS)
+    ] = None,
+    delta: Annotated[
+        float | None, opt.option("--delta", "Rise, in nats, whose radius is sought.", opt.ANALYSIS)
     ] = None,
     num_pairs: Annotated[int | None, opt.option("--num-pairs", "Antithetic pairs per average.", opt.ANALYSIS)] = None,
     ascent_steps: Annotated[int | None, opt.option("--ascent-steps", "Steps of each ascent.", opt.ANALYSIS)] = None,
@@ -139,6 +143,9 @@ def _cells(dataset: xr.Dataset, name: str, entry: Measure) -> list[str]:
     values = dataset[name].values
     if f"{name}_stderr" in dataset:
         return [with_error(value, error) for value, error in zip(values, dataset[f"{name}_stderr"].values)]
+    if f"{name}_low" in dataset:
+        ends = zip(values, dataset[f"{name}_low"].values, dataset[f"{name}_high"].values)
+        return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in ends]
     sign = ">= " if "lower bound" in entry.exactness else ""
     return [f"{sign}{value:.4g}" for value in values]
 

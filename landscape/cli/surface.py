@@ -115,7 +115,8 @@ def surface(
         surfaces, differences = work.measure()
         files = work.save(out, surfaces, differences)
     if given["as_json"]:
-        print_json({"files": files, "surfaces": {name: _brief(d) for name, d in surfaces.items()}})
+        briefs = {name: _brief(dataset) for name, dataset in surfaces.items()}
+        print_json({"files": files, **({"surfaces": briefs} if several else next(iter(briefs.values())))})
         return
     show_surfaces(surfaces)
     show_differences(differences)

@@ -43,6 +43,8 @@ def other_files(directions: str) -> list[Path]:
     kind, colon, rest = directions.partition(":")
     if directions == "random" or (kind in ("eigen", "gradient") and colon and rest):
         return []
+    if kind in ("eigen", "gradient") and colon:
+        raise LandscapeError(f"--directions {directions}: expected a lane behind the colon, such as {kind}:tail")
     paths = [Path(part) for part in (rest if kind == "trajectory" and colon else directions).split(",")]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -214,7 +216,7 @@ class SurfaceWork:
                     held_out=None if held_out is None else held_out[name],
                     **{key: self.given[key] for key in ("batchnorm", "precision", "keep_examples", "group_average")},
                 )
-            stages[f"surface of {name}"] = cost
+            stages[f"surface of {Path(one.source.path).name if len(self.ready) == 1 else name}"] = cost
         show_estimate(stages, as_json=self.given["as_json"])
 
     def measure(self) -> tuple[dict[str, xr.Dataset], dict[str, xr.Dataset]]:
@@ -247,7 +249,7 @@ class SurfaceWork:
         from landscape.figures import save_comparison_figures, save_figures
         from landscape.results import save_results
 
-        group = _group_of(next(iter(surfaces.values())))
+        group = "surface_line" if self.given["kind"] == "line" else "surface"
         radii = {f"surface_radii_{axis}": found for axis, found in self.radii.items()}
         files = []
         several = len(surfaces) > 1
@@ -272,10 +274,3 @@ class SurfaceWork:
 
 def _with_first(found: tuple[np.ndarray, dict[str, xr.Dataset]]) -> tuple[np.ndarray, xr.Dataset]:
     return found[0], next(iter(found[1].values()))
-
-
-def _group_of(dataset: xr.Dataset) -> str:
-    """Return the group of a results file that a surface belongs to."""
-    if "beta" not in dataset.dims:
-        return "surface_line"
-    return "surface_eigen" if dataset.attrs.get("axes_kind") == "eigen" else "surface"

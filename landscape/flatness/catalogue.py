@@ -14,6 +14,7 @@ from landscape.flatness.averages import (
     mean_increase,
     normalised_mean_increase,
 )
+from landscape.flatness.radii import loss_radius
 from landscape.flatness.relative import relative_flatness
 from landscape.flatness.slopes import fisher_rao_norm, gradient_norm, radial_slope
 from landscape.flatness.study import Estimate, Study
@@ -28,8 +29,9 @@ from landscape.flatness.worst_cases import (
     worst_case_linf_increase,
 )
 
-# What a measure computes: evaluations at random weights, an ascent per lane, one per batch, or one pass over the examples.
-Family = Literal["average", "worst case", "batches", "pass"]
+# What a measure computes: evaluations at random weights, an ascent per lane, one per batch, one pass over the examples, or
+# walks outwards until the loss has risen.
+Family = Literal["average", "worst case", "batches", "pass", "radius"]
 
 NATS = "nats per example"
 PAIRS = "estimated; error: standard error over antithetic pairs, images as given"
@@ -71,7 +73,6 @@ class Measure:
     exactness: str
 
 
-# The radius at which the loss has risen by delta belongs here too; it is a walk along lines: see landscape.surface.
 MEASURES: dict[str, Measure] = {
     "gradient_norm": Measure(
         gradient_norm,
@@ -232,6 +233,16 @@ MEASURES: dict[str, Measure] = {
         "worst case",
         "normalised-l2",
         BOUND,
+    ),
+    "loss_radius": Measure(
+        loss_radius,
+        "median_d min {r : L(w + r d) >= L(w) + delta}, |d_f| = |w_f|",
+        "proposed here",
+        "needs one delta for all classes; far to go for whoever is confidently right",
+        "filter norms",
+        "radius",
+        "radii",
+        "median over directions and both ways; interval of order statistics in loss_radius_low, _high",
     ),
     "m_sharpness": Measure(
         m_sharpness,

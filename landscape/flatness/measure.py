@@ -22,6 +22,9 @@ from landscape.risk.points import class_losses
 
 Progress = Callable[[int, int, str], None]
 
+# Evaluations of a walk outwards for fourteen lanes and one rise, about: 12 radii scanned, the rest to narrow the brackets.
+WALK = 30
+
 
 def measure_flatness(
     risk: ClassRisk,
@@ -121,13 +124,14 @@ def _add(dataset: xr.Dataset, name: str, measure: Measure, study: Study) -> None
     if found.stderr is not None:
         dataset[f"{name}_stderr"] = ("lane", found.stderr, {"units": measure.units})
     for key, values in found.more.items():
-        dataset[key] = ("lane", values, {"units": "count"})
+        is_end = key in (f"{name}_low", f"{name}_high")
+        dataset[key] = ("lane", values, {"units": measure.units if is_end else "count"})
 
 
 def _num_blocks(measures: Iterable[Measure], options: FlatnessOptions, lanes: Lanes) -> int:
     """Return how many blocks the measures need; those that share theirs count once."""
     families = {"loss": "pass", "gradient": "pass", **{measure.shares: measure.family for measure in measures}}
-    each = {"average": 1 + options.num_pairs, "worst case": len(lanes), "batches": len(lanes), "pass": 1}
+    each = {"average": 1 + options.num_pairs, "worst case": len(lanes), "batches": len(lanes), "pass": 1, "radius": 1}
     return sum(each[family] for family in families.values())
 
 
@@ -169,6 +173,7 @@ def estimate_flatness(
         "worst case": settings.ascent_steps * step,
         "batches": settings.ascent_steps * step * share,
         "pass": step,
+        "radius": 2 * settings.num_pairs * WALK * evaluation,
     }
     families = {measure.shares: measure.family for measure in choose_measures(settings.measures).values()}
     families["gradient"] = "pass"

@@ -18,6 +18,7 @@ _LENGTHS = (
     "rho_linf",
     "adaptive_rho",
     "adaptive_rho_linf",
+    "delta",
 )
 _COUNTS = {"num_pairs": 2, "ascent_steps": 1, "max_batches": 1}
 
@@ -41,8 +42,10 @@ class FlatnessOptions:
     adaptive_rho, adaptive_rho_linf
         Radii of the worst cases in units of |w_i|; 0.5 as in Kwon et al. (2021), and 0.001, a change of every weight by
         a thousandth at most.
+    delta
+        Rise of the loss, in nats, whose radius is sought.
     num_pairs
-        Antithetic pairs of each average.
+        Antithetic pairs of each average, and directions of the radius.
     ascent_steps
         Projected gradient steps of each worst case.
     batch_size
@@ -61,6 +64,7 @@ class FlatnessOptions:
     rho_linf: float = 1e-4
     adaptive_rho: float = 0.5
     adaptive_rho_linf: float = 1e-3
+    delta: float = 0.1
     num_pairs: int = 10
     ascent_steps: int = 10
     batch_size: int | None = None

@@ -11,6 +11,7 @@ import pytest
 import synthetic_results as synthetic
 from cli_cases import landscape, refuses, succeeds
 
+from landscape.figures.catalogue import CATALOGUE, available
 from landscape.results import save_results
 
 
@@ -31,7 +32,9 @@ def stored(tmp_path_factory):
 
 
 def test_every_figure_that_a_file_allows_is_drawn(stored, tmp_path):
-    names = ("lines", "lines-classes")
+    group = load_results(stored / "line.nc")
+    names = [e.name for e in CATALOGUE if e.single and available({"": group}, e)]
+    assert {"lines", "lines-classes", "lines-error"} <= set(names)
     expected = [str(tmp_path / "new" / f"{name}.{ending}") for name in names for ending in ("png", "pdf")]
     assert succeeds("draw", stored / "line.nc", "--out", tmp_path / "new").splitlines() == expected
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
@@ -89,7 +92,7 @@ def test_a_table_of_a_part_of_the_surface(stored, tmp_path):
         (
             "all.nc",
             ("--out", "s.vts"),
-            "several surfaces, surface, surface_line, surface_eigen: choose one with --group",
+            "several surfaces, surface, surface_line, surface_eigen, surface_difference, surface_line_difference: choose one with --group",
         ),
         ("plane.nc", ("--out", "s.vts", "--group", "surface_line"), "--group surface_line: expected one of .* surface"),
         ("plane.nc", ("--out", "s.vts", "--lanes", "tial"), "unknown lane 'tial': did you mean 'tail'"),

@@ -11,9 +11,10 @@ from flatness_cases import CENTRE, HESSIANS, NUM, SLOPES, quadratic, study
 
 from landscape.directions import adaptive_ascent
 from landscape.errors import LandscapeError
-from landscape.flatness import MEASURES
+from landscape.flatness import MEASURES, FlatnessOptions, measure_flatness
 from landscape.perturbation import random_direction, worst_case
 from landscape.randomness import stream
+from landscape.risk import AnalyticRisk
 
 TRACES = HESSIANS.diagonal(dim1=1, dim2=2).sum(1).numpy()
 CONVEX = torch.diag(torch.linspace(0.2, 2.0, NUM, dtype=torch.float64))[None]
@@ -247,5 +248,15 @@ def test_what_a_function_of_the_weights_does_not_have_is_missing_with_the_reason
         assert np.isnan(found.value).all()
         assert f"needs {NEEDS_EXAMPLES[name]}" in str(found.attributes["missing"])
     else:
-        assert np.isfinite(found.value).all()
+        assert not np.isnan(found.value).any()
         assert "missing" not in found.attributes
+
+
+def test_the_radius_of_a_bowl_is_where_it_has_risen_by_delta():
+    r"""L = |x|^2 at 0 along a direction of norm 1: r^2 = delta, the same both ways and along every direction."""
+    risk = AnalyticRisk(lambda x: (x @ x)[None], torch.zeros(4, dtype=torch.float64))
+    found = measure_flatness(risk, "all", options=FlatnessOptions(delta=0.09, num_pairs=3, measures=("loss_radius",)))
+    assert float(found.loss_radius[0]) == pytest.approx(0.3, rel=0.02)
+    assert float(found.loss_radius_low[0]) <= 0.3 <= float(found.loss_radius_high[0]) * 1.02
+    assert found.loss_radius.attrs["units"] == "filter norms"
+    assert found.loss_radius.attrs["delta"] == 0.09

@@ -71,7 +71,7 @@ def test_every_measure_is_of_the_own_objective_and_the_plain_loss_stands_beside_
     adjusted = measure_flatness(risk_of(loss=loss), options=FEW)
     np.testing.assert_allclose(adjusted.loss, dataset.loss, rtol=1e-12)
     assert (abs(adjusted.own_loss - adjusted.loss) > 1e-3).all()
-    same = {"relative_flatness", "normalised_mean_increase", "normalised_worst_case_increase"}
+    same = {"loss_radius", "relative_flatness", "normalised_mean_increase", "normalised_worst_case_increase"}
     for name in MEASURES:
         assert bool(np.allclose(adjusted[name], dataset[name], rtol=1e-9)) == (name in same), name
 

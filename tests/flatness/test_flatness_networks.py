@@ -288,6 +288,7 @@ def moved(model, factor):
 
 
 INVARIANT_TO_LAYERS = {
+    "loss_radius",
     "radial_slope",
     "fisher_rao_norm",
     "relative_flatness",
