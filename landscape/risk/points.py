@@ -144,6 +144,16 @@ class NetworkWalk:
                 found[f"{prefix}example_loss"] = each.float()
         return found
 
+    def logit_norms(self) -> np.ndarray:
+        """Return (L,): the mean norm of the centred logits at the weights, what confidence is measured in."""
+        side = self._sides[0]
+        parts = []
+        for rows in self.risk.row_chunks():
+            logits = self.risk.logits(self.risk.theta, rows).detach()
+            parts.append(torch.linalg.vector_norm((logits - logits.mean(1, keepdim=True)).double(), dim=1))
+        norms = torch.cat(parts)[side.evaluator.rows.to(self.risk.device)]
+        return side.lane_values(side.sums.means(norms[None]))[0].cpu().numpy()
+
     def example_coordinates(self) -> dict[str, np.ndarray]:
         """Return what is known of the kept examples beside their losses.
 

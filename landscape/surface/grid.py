@@ -112,6 +112,19 @@ def assemble(
     return dataset.assign_coords(lane_kind=("lane", list(lanes.kinds)), lane_group=("lane", list(lanes.groups)))
 
 
+def unmoved(risk: ClassRisk, pairs: Sequence[Axes]) -> str:
+    """Return which tensors no direction moves: their number, and how many of them are biases and norm parameters."""
+    layout = risk.layout
+    still = [True] * len(layout.names)
+    for vector in (v for axes in pairs for v in axes.vectors):
+        still = [was and not bool(part.any()) for was, part in zip(still, layout.unflatten(vector))]
+    shapes = [shape for shape, is_still in zip(layout.shapes, still) if is_still]
+    if not shapes:
+        return "none"
+    flat = sum(len(shape) <= 1 for shape in shapes)
+    return f"{len(shapes)} of {len(still)} tensors, {flat} of them biases and norm parameters"
+
+
 def described(pairs: Sequence[Axes], labels: Sequence[str] | None) -> dict[str, Any]:
     """Return the attributes that say what the axes are."""
     first = pairs[0]

@@ -18,7 +18,16 @@ from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.risk.evaluator import Precision, require_precision
-from landscape.risk.points import Policy, Walk, example_dimension, policy_text, preview_error, walk_of, walk_points
+from landscape.risk.points import (
+    NetworkWalk,
+    Policy,
+    Walk,
+    example_dimension,
+    policy_text,
+    preview_error,
+    walk_of,
+    walk_points,
+)
 from landscape.surface.axes import Axes
 from landscape.surface.grid import (
     DEFAULT_LINE,
@@ -32,6 +41,7 @@ from landscape.surface.grid import (
     corners,
     described,
     point_at,
+    unmoved,
 )
 from landscape.surface.quadratic import quadratic_models
 from landscape.surface.refinement import Refined, refine_plane
@@ -183,6 +193,9 @@ def measure_surface(
         "folding_error": walk.folding_error,
         "versions": versions(),
     }
+    if isinstance(walk, NetworkWalk):
+        dataset["logit_norm"] = ("lane", walk.logit_norms())
+        dataset.attrs["excluded"] = unmoved(risk, pairs)
     _add_splits(dataset, walk, beside)
     if refined:
         _add_refinement(dataset, refined, float(refine or 0))

@@ -227,3 +227,14 @@ def test_x_and_y_stay_apart_through_a_refinement():
     b, a = np.meshgrid(refined.beta, refined.alpha, indexing="ij")
     known = ~refined.interpolated.values[0]
     np.testing.assert_allclose(refined.loss.values[0, ..., 0][known], asymmetric(a, b)[known], rtol=1e-12)
+
+
+def test_the_card_knows_the_logits_and_what_stays():
+    risk = risk_of(dtype=torch.float64)
+    surface = measure_surface(risk, "classes,all", x=LINE)
+    logits = risk.logits(risk.theta, slice(0, 40)).detach()
+    norms = (logits - logits.mean(1, keepdim=True)).norm(dim=1)
+    expected = [float(norms[risk.labels == c].mean()) for c in range(3)]
+    np.testing.assert_allclose(surface.logit_norm, [*expected, float(norms.mean())], rtol=1e-12)
+    assert surface.attrs["excluded"] == "4 of 7 tensors, 4 of them biases and norm parameters"
+    assert measure_surface(risk, x=LINE, one_dimensional="scale").attrs["excluded"] == "none"
