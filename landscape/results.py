@@ -19,6 +19,13 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 
+_DIFFERENCE = tuple(f"loss_difference{part}" for part in ("", "_low", "_high", "_stderr"))
+_RADII = {
+    **dict.fromkeys(("radius", "radius_low", "radius_high"), ("delta", "direction", "side", "lane")),
+    "num_evaluations": ("direction", "side"),
+    "loss": ("lane",),
+}
+
 # Variables that a group must have, with their dimensions; measurements may add more.
 SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
     "accuracy": dict.fromkeys(("accuracy", "loss", "num_examples"), ("lane",)),
@@ -53,7 +60,32 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
     "surface": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
     "surface_line": {"loss": ("pair", "alpha", "lane"), "done": ("pair", "alpha")},
     "surface_eigen": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
+    "surface_difference": dict.fromkeys(_DIFFERENCE, ("pair", "beta", "alpha", "lane")),
+    "surface_line_difference": dict.fromkeys(_DIFFERENCE, ("pair", "alpha", "lane")),
+    "surface_eigen_difference": dict.fromkeys(_DIFFERENCE, ("pair", "beta", "alpha", "lane")),
+    "surface_radii_x": _RADII,
+    "surface_radii_y": _RADII,
+    "escape": {
+        **dict.fromkeys(("loss", "increase", "increase_stderr"), ("lane", "step", "affected_lane")),
+        "gradient_increase": ("lane", "length", "affected_lane"),
+        **dict.fromkeys(
+            (
+                "lambda_min",
+                "lambda_min_residual",
+                "best_decrease",
+                "best_distance",
+                "affordable_decrease",
+                "affordable_distance",
+                "resolution",
+            ),
+            ("lane",),
+        ),
+        **dict.fromkeys(("increase_at_best", "increase_at_affordable"), ("lane", "affected_lane")),
+    },
 }
+
+# The groups that the analysis of a whole checkpoint (``landscape figures``, ``landscape run``) writes.
+WHOLE_ANALYSIS = ("accuracy", "spectrum", "perturbation", "surface", "surface_line", "surface_eigen")
 
 PACKAGES = ("landscape-longtail", "torch", "numpy", "scipy", "xarray")
 

@@ -23,7 +23,7 @@ from landscape.errors import LandscapeError
 from landscape.estimation import estimate_cost
 from landscape.loading import load_risk
 from landscape.perturbation import PerturbationOptions
-from landscape.results import SCHEMA, Journal, load_results, save_results, validate
+from landscape.results import WHOLE_ANALYSIS, Journal, load_results, save_results, validate
 from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.risk.evaluator import PointEvaluator
 from landscape.spectrum import VERDICTS, SpectrumOptions
@@ -85,7 +85,7 @@ def test_a_slope_is_not_called_a_saddle():
 
 def test_every_group_is_valid_and_comes_back_from_a_file(tmp_path):
     groups = measure_everything(saddle(), plan=SMALL)
-    assert set(groups) == set(SCHEMA)
+    assert set(groups) == set(WHOLE_ANALYSIS)
     tree = load_results(save_results(groups, tmp_path / "r.nc"))
     for name in groups:
         validate(name, tree[name].to_dataset())

@@ -19,7 +19,7 @@ from landscape.errors import LandscapeError
 from landscape.loading import CheckpointSource
 from landscape.perturbation import PerturbationOptions
 from landscape.pipeline import AnalysisSpec, RunSpec, analyse, estimate_run, figures, prepare, run_everything
-from landscape.results import SCHEMA, load_results, save_results, validate
+from landscape.results import WHOLE_ANALYSIS, load_results, save_results, validate
 from landscape.spectrum import SpectrumOptions
 from landscape.training import TrainSpec, train
 
@@ -108,7 +108,7 @@ def test_the_main_job_leaves_every_file(finished):
         for stem in stems:
             for ending in ("png", "pdf"):
                 assert (out / name / "figures" / f"{stem}.{ending}").stat().st_size > 1000
-        assert set(groups_in(out / name / "results.nc")) == set(SCHEMA)
+        assert set(groups_in(out / name / "results.nc")) == set(WHOLE_ANALYSIS)
     assert {path.name.split("-")[0] for path in (out / "figures").iterdir()} == {"compare"}
     assert list(tables) == ["sgd", "sam"]
 

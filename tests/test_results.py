@@ -7,10 +7,23 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
+import landscape as ls
+from landscape import surface
 from landscape.errors import LandscapeError
-from landscape.results import SCHEMA, Journal, keep_block, load_results, save_results, validate, versions
+from landscape.randomness import stream
+from landscape.results import (
+    SCHEMA,
+    WHOLE_ANALYSIS,
+    Journal,
+    keep_block,
+    load_results,
+    save_results,
+    validate,
+    versions,
+)
 
 LANES = ["chat", "größe", "猫", "a/b c", "head", "all"]
 
@@ -18,7 +31,8 @@ LANES = ["chat", "größe", "猫", "a/b c", "head", "all"]
 def group(name, **sizes):
     """Every variable of a group's schema, filled with different numbers."""
     known = {"lane": len(LANES), "probe": 2, "step": 3, "radius": 2, "draw": 4, "rho": 1}
-    known |= {"pair": 1, "beta": 3, "alpha": 2} | sizes
+    known |= {"pair": 1, "beta": 3, "alpha": 2, "delta": 2, "direction": 3, "side": 2}
+    known |= {"length": 2, "affected_lane": 7} | sizes
     dataset = xr.Dataset(coords={"lane": LANES})
     for number, (variable, dims) in enumerate(SCHEMA[name].items()):
         shape = [known[dim] for dim in dims]
@@ -26,7 +40,7 @@ def group(name, **sizes):
         dataset[variable] = (dims, values)
     if name == "spectrum":
         dataset["verdict"] = ("lane", ["saddle", "slope", "no negative curvature", "undecided", "saddle", "slope"])
-    if name.startswith("surface"):
+    if "done" in dataset:
         dataset["done"] = dataset["done"] > 1000 * (len(SCHEMA[name]) - 1)
         dataset = dataset.assign_coords(alpha=np.linspace(-1, 2, known["alpha"]))
     return dataset
@@ -65,6 +79,39 @@ def test_each_missing_or_misplaced_variable_is_named(name, variable):
 def test_transposed_axes_are_refused():
     with pytest.raises(LandscapeError, match="'loss' should have dimensions"):
         validate("surface", group("surface").transpose("pair", "alpha", "beta", "lane"))
+
+
+def measured_surfaces():
+    """The groups that surfaces and escapes leave beside those of a whole analysis, as they are measured."""
+    risk = ls.AnalyticRisk(lambda t: torch.stack([t[0] ** 2 - t[1] ** 2, t @ t]), torch.ones(2, dtype=torch.float64))
+    images = torch.randn(12, 3, generator=stream(0, "results/images"))
+    networks = [fill(torch.nn.Linear(3, 2), seed) for seed in (0, 1)]
+    one, other = (ls.ModelRisk(network, (images, torch.arange(12) % 2)) for network in networks)
+    axis = [-1.0, 0.0, 1.0]
+    radii = surface.measure_radii(risk, directions=[torch.eye(2)[0]], options=surface.RadiusOptions(deltas=(0.1, 1.0)))
+    found = {"escape": surface.measure_escape(risk, x=[0.5, 1.0]), "surface_radii_x": radii, "surface_radii_y": radii}
+    for name, kind in (("surface_line", "line"), ("surface", "plane"), ("surface_eigen", "plane")):
+        axes = {"axes": lambda r: surface.eigen_axes(r, "0")} if name == "surface_eigen" else {}
+        options = {"kind": kind, "x": axis} | ({"y": [0.0, 1.0]} if kind == "plane" else {})
+        _, differences = surface.measure_surfaces({"one": one, "other": other}, **axes, **options)
+        found[f"{name}_difference"] = differences["other minus one"]
+    return found
+
+
+def fill(network, seed):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=stream(seed, "results/weights")))
+    return network
+
+
+def test_surfaces_beside_a_whole_analysis_are_what_the_schema_says(tmp_path):
+    """The groups of a whole analysis are compared where it is made; these, and flatness, complete the schema."""
+    found = measured_surfaces()
+    assert {*WHOLE_ANALYSIS, "flatness", *found} == set(SCHEMA)
+    tree = load_results(save_results(found, tmp_path / "r.nc"))
+    for name in found:
+        validate(name, tree[name].to_dataset())
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from conftest import MAIN_JOB
 
 from landscape.checkpoint import read_checkpoint
 from landscape.loading import load_risk
-from landscape.results import SCHEMA, load_results, validate
+from landscape.results import WHOLE_ANALYSIS, load_results, validate
 
 
 def group_of(path, name) -> xr.Dataset:
@@ -205,8 +205,8 @@ def test_figures_writes_results_summary_pictures_and_report(checkpoint, tmp_path
     rows = json.loads(succeeds("figures", checkpoint, "--out", tmp_path, *arguments, "--json"))
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "results.nc", "summary.csv", "report.html"}
     tree = load_results(tmp_path / "results.nc")
-    assert set(tree.children) == set(SCHEMA)
-    for name in SCHEMA:
+    assert set(tree.children) == set(WHOLE_ANALYSIS)
+    for name in WHOLE_ANALYSIS:
         assert lanes_of(validate(name, tree[name].to_dataset())) == ["0", "tail", "all"]
     assert list(pd.read_csv(tmp_path / "summary.csv").lane) == ["0", "tail", "all"] == [row["lane"] for row in rows]
     pictures = {path.name for path in (tmp_path / "figures").iterdir()}
