@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import dataclasses
 import doctest
 import importlib
@@ -22,6 +23,7 @@ import typer
 from nbclient import NotebookClient
 
 import landscape
+import landscape.surface
 from landscape.cli import options as opt
 from landscape.cli.main import app
 from landscape.data import DATASETS, GROUP_RULES
@@ -210,6 +212,37 @@ def test_the_reference_lists_public_names_variables_and_rule_options():
     for name, rule in OPTIMIZERS.items():
         options = [field.name for field in dataclasses.fields(rule)]
         assert [option for option in options if not listed("docs/reference.md", f"{option}=")] == [], name
+
+
+@pytest.mark.parametrize("package", ["flatness", "risk", "surface"])
+def test_the_architecture_names_every_module_of_a_package(package):
+    names = [path.stem for path in (ROOT / "landscape" / package).glob("*.py") if path.stem != "__init__"]
+    assert [name for name in names if not listed("docs/architecture.md", f"{name}`")] == []
+
+
+def test_what_the_reference_names_of_a_package_exists_and_no_figure_is_left_out():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    rows = re.findall(r"^\| `landscape\.surface`, \w+ \|(.*)\|$", text, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(named) > 20
+    assert [name for name in named if name not in landscape.surface.__all__] == []
+    plots = [name for name in landscape.figures.__all__ if name.startswith(("plot_", "save_"))]
+    assert [name for name in plots if not listed("docs/reference.md", f"{name}`")] == []
+
+
+def test_the_numbers_about_refined_planes_are_those_of_the_benchmark():
+    """Random planes of 51 x 51 points, all lanes deciding: three networks, six seeds each."""
+    with open(ROOT / "analyses" / "benchmarks" / "refinement.csv") as file:
+        rows = [row for row in csv.DictReader(file) if (row["plane"], row["deciding"]) == ("unit", "every lane")]
+    counts = [int(row["evaluations"]) for row in rows]
+    errors = [max(float(row[f"{lane}_error"]) for lane in ("class", "group", "all")) for row in rows]
+    met = sum(error <= 0.01 for error in errors)
+    for page in ("README.md", "docs/how-to.md", "docs/numerics.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        assert f"{min(counts)} to {max(counts)}" in text, page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"in {met} of {len(rows)} runs to 1 %" in readme
+    assert f"in the other to {100 * max(errors):.1f} %" in readme
 
 
 def test_the_readme_explains_every_verdict_and_names_every_method():
