@@ -62,7 +62,6 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
     "surface_eigen": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
     "surface_difference": dict.fromkeys(_DIFFERENCE, ("pair", "beta", "alpha", "lane")),
     "surface_line_difference": dict.fromkeys(_DIFFERENCE, ("pair", "alpha", "lane")),
-    "surface_eigen_difference": dict.fromkeys(_DIFFERENCE, ("pair", "beta", "alpha", "lane")),
     "surface_radii_x": _RADII,
     "surface_radii_y": _RADII,
     "escape": {

@@ -90,10 +90,9 @@ def measured_surfaces():
     axis = [-1.0, 0.0, 1.0]
     radii = surface.measure_radii(risk, directions=[torch.eye(2)[0]], options=surface.RadiusOptions(deltas=(0.1, 1.0)))
     found = {"escape": surface.measure_escape(risk, x=[0.5, 1.0]), "surface_radii_x": radii, "surface_radii_y": radii}
-    for name, kind in (("surface_line", "line"), ("surface", "plane"), ("surface_eigen", "plane")):
-        axes = {"axes": lambda r: surface.eigen_axes(r, "0")} if name == "surface_eigen" else {}
+    for name, kind in (("surface_line", "line"), ("surface", "plane")):
         options = {"kind": kind, "x": axis} | ({"y": [0.0, 1.0]} if kind == "plane" else {})
-        _, differences = surface.measure_surfaces({"one": one, "other": other}, **axes, **options)
+        _, differences = surface.measure_surfaces({"one": one, "other": other}, **options)
         found[f"{name}_difference"] = differences["other minus one"]
     return found
 

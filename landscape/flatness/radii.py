@@ -22,7 +22,7 @@ def loss_radius(study: Study) -> Estimate:
     Notes
     -----
     Source: proposed here; the range search of the surfaces, :func:`landscape.surface.measure_radii`, which also gives the
-    brackets of every single radius (at most 2 % of it).
+    brackets of every single radius (at most 5 % of it).
 
     Critique: unlike a rise at a given radius it does not saturate, and in units of the filters' norms it does not change
     when layers are rescaled. It needs one delta for all classes, and a class that is confidently right has far to go
