@@ -1,7 +1,8 @@
 """What every example gives at many points of weight space: the forward pass alone, as fast as the machine runs it.
 
 Inputs stay on the device as the model reads them, weights are written in place, BatchNorm with fixed statistics is
-folded into the convolutions, convolutional networks run channels-last, and on a GPU the pass is captured and replayed.
+folded into the convolutions, convolutional networks run channels-last, on a CPU convolutions add and rectify in one
+kernel, and on a GPU the pass is captured and replayed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from landscape.risk.arithmetic import plain_checkpointing, precise_arithmetic, r
 from landscape.risk.batchnorm import calibration_batches, recalibrate
 from landscape.risk.examples import as_model_inputs, available_memory
 from landscape.risk.folding import Pair, find_pairs, fold
+from landscape.risk.fusion import fused
 from landscape.risk.inputs import Inputs, call_with, logits_in, num_rows, rows_of
 from landscape.risk.intake import copied
 from landscape.risk.model import ModelRisk
@@ -97,6 +99,7 @@ class PointEvaluator:
             self._plain = self._private_copy()
             few = self._as_read(self._stored(slice(0, 2)), risk.dtype)
             self.chunk_size = self._largest_chunk(few)
+            self._is_fused = False
             self._pairs, self.folding_error = self._foldable()
             self._folded, self._targets = self._prepared()
             self._chunks = list(_even(len(self.rows), self.chunk_size))
@@ -122,29 +125,34 @@ class PointEvaluator:
             pairs = find_pairs(self._plain, lambda: call_with(self._plain, inputs))
         theta = self._risk.theta * (1 + 0.05 * torch.cos(torch.arange(len(self._risk.theta), device=self.device)))
         expected = self._risk._network.logits(theta.to(self._risk.dtype), inputs)
-        for candidates in [pairs, []] if pairs else [[]]:
+        ways = [(pairs, True), (pairs, False), ([], True), ([], False)] if pairs else [([], True), ([], False)]
+        for candidates, is_fused in ways:
             try:
-                module, targets = self._assembled(candidates, self._risk.dtype)
+                module, targets = self._assembled(candidates, self._risk.dtype, is_fused=is_fused)
                 _place(self._tensors(theta.to(self._risk.dtype)), candidates, targets)
                 with plain_checkpointing():
                     found = logits_in(call_with(module, inputs))
                 error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
             except (AttributeError, RuntimeError, TypeError) as problem:
-                logger.debug("BatchNorm is not folded: %s", problem)
+                logger.debug("not folded (%d pairs, fused %s): %s", len(candidates), is_fused, problem)
                 continue
-            if error <= FOLDING_TOLERANCE or not candidates:
+            if error <= FOLDING_TOLERANCE or not (candidates or is_fused):
+                self._is_fused = is_fused
                 return list(candidates), error
         return [], 0.0
 
-    def _assembled(self, pairs: Sequence[Pair], dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:
+    def _assembled(
+        self, pairs: Sequence[Pair], dtype: torch.dtype, *, is_fused: bool
+    ) -> tuple[nn.Module, dict[str, Tensor]]:
         module = self._private_copy()
         fold(module, pairs)
         module = module.to(dtype)
+        module = (fused(module, self.device) if is_fused else None) or module
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         return module, named
 
     def _prepared(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        module, targets = self._assembled(self._pairs, self._dtype)
+        module, targets = self._assembled(self._pairs, self._dtype, is_fused=self._is_fused)
         _place(self._tensors(self._risk.theta), self._pairs, targets)
         return module, targets
 
