@@ -3,81 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor
 
-from landscape.errors import LandscapeError, unknown_name
-from landscape.perturbation import PerturbationOptions, lane_means, measure_perturbation
+from landscape.errors import LandscapeError
+from landscape.flatness import measure_flatness
+from landscape.perturbation import lane_means, measure_perturbation
+from landscape.plan import ESCAPE_RANGE, Plan, choose_plan
 from landscape.results import Journal, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
-from landscape.spectrum import SpectrumOptions, measure_spectrum
-from landscape.surface import eigen_axes, measure_surface
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
+from landscape.risk.points import Policy
+from landscape.spectrum import measure_spectrum
+from landscape.surface import eigen_axes, measure_escape, measure_surface
 
 Progress = Callable[[int, int, str], None]
-
-ANALYSES = ("spectrum", "perturbation", "surface")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of each analysis a diagnosis runs.
-
-    Attributes
-    ----------
-    spectrum, perturbation
-        Options of the two measurements.
-    line_points, line_pairs
-        Points on [-1, 1] and random directions of the lines.
-    plane_points
-        Points per axis of the random plane on [-1, 1].
-    eigen_points
-        Points per axis of the eigen-plane; 0 leaves it out.
-    max_per_class
-        Examples of each class that are analysed, for images larger than 16 by 16; None for all.
-    """
-
-    spectrum: SpectrumOptions = field(default_factory=SpectrumOptions)
-    perturbation: PerturbationOptions = field(default_factory=PerturbationOptions)
-    line_points: int = 41
-    line_pairs: int = 5
-    plane_points: int = 21
-    eigen_points: int = 15
-    max_per_class: int | None = 50
-
-
-PRESETS: dict[str, Plan] = {
-    "quick": Plan(
-        spectrum=SpectrumOptions(num_probes=4, num_steps=10, tolerance=1e-3),
-        perturbation=PerturbationOptions(num_draws=6, sigmas=(0.01,), rhos=(0.05,), ascent_steps=3),
-        line_points=21,
-        line_pairs=3,
-        plane_points=11,
-        eigen_points=9,
-        max_per_class=10,
-    ),
-    "standard": Plan(),
-    "full": Plan(
-        spectrum=SpectrumOptions(num_probes=8, num_steps=60, max_steps=500),
-        perturbation=PerturbationOptions(num_draws=30, radii=(0.05, 0.1, 0.2, 0.5), ascent_steps=20),
-        line_points=51,
-        line_pairs=10,
-        plane_points=51,
-        eigen_points=31,
-        max_per_class=None,
-    ),
-}
-
-
-def choose_plan(preset: str) -> Plan:
-    """Return the plan of a preset name; LandscapeError for an unknown one."""
-    if preset not in PRESETS:
-        raise unknown_name("preset", preset, PRESETS)
-    return PRESETS[preset]
 
 
 def measure_accuracy(
@@ -126,38 +71,76 @@ def measure_everything(
     lanes: LaneChoice | None = None,
     *,
     plan: Plan | None = None,
+    held_out: ModelRisk | None = None,
     seed: int = 0,
     group_average: GroupAverage = "examples",
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
-    """Run accuracy, spectrum, perturbation, line, plane and eigen-plane; return the groups of a results file.
+    """Run every analysis of the plan; return the groups of a results file.
 
-    The eigen-plane is spanned by v_min and v_max of the lane ``tail`` (of the last lane where there is no tail), in
-    units of a tenth of |theta|: comparable between models whose weights differ in size.
+    Parameters
+    ----------
+    risk, lanes, seed, group_average, journal, progress
+        As in :func:`landscape.spectrum.measure_spectrum`.
+    plan
+        How much of each analysis; by default that of the preset ``standard``.
+    held_out
+        The same weights on the split that is not under study: its losses are read on the lines in the same walk.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``spectrum``, ``perturbation``, ``surface_line``, and with more than one parameter ``surface`` and
+        ``surface_eigen``; ``escape`` and ``flatness`` where the plan asks for them (the latter needs lanes that are means of
+        their classes). Lines have both BatchNorm policies
+        where the plan recalibrates and the network has statistics. Escapes follow the spectrum's own v_min. The
+        eigen-plane is spanned by v_min and v_max of the lane ``tail`` (of the last lane where there is no tail), in units
+        of a tenth of |theta|: comparable between models whose weights differ in size.
     """
     what = plan or Plan()
     shared: dict[str, Any] = {"seed": seed, "group_average": group_average, "journal": journal, "progress": progress}
     groups = {"accuracy": measure_accuracy(risk, lanes, group_average=group_average)}
-    groups["spectrum"] = measure_spectrum(risk, lanes, options=what.spectrum, **shared)
+    vectors: dict[str, tuple[Tensor, Tensor]] = {}
+    groups["spectrum"] = measure_spectrum(risk, lanes, options=what.spectrum, directions=vectors, **shared)
     groups["perturbation"] = measure_perturbation(risk, lanes, options=what.perturbation, **shared)
-    axis = np.linspace(-1, 1, what.plane_points)
     groups["surface_line"] = measure_surface(
         risk,
         lanes,
         kind="line",
         x=np.linspace(-1, 1, what.line_points),
         num_pairs=what.line_pairs,
+        batchnorm=line_policy(risk, what),
+        held_out=held_out,
+        quadratic=what.quadratic,
         **shared,
     )
+    if what.escape_lengths:
+        known = {name: v_min for name, (v_min, _) in vectors.items()}
+        lengths = np.geomspace(*ESCAPE_RANGE, what.escape_lengths)
+        groups["escape"] = measure_escape(risk, lanes, x=lengths, directions=known, options=what.spectrum, **shared)
+    if what.flatness is not None and risk.is_additive:
+        groups["flatness"] = measure_flatness(risk, lanes, options=what.flatness, **shared)
     if len(risk.theta) < 2:
         return groups
+    axis = np.linspace(-1, 1, what.plane_points)
     groups["surface"] = measure_surface(risk, lanes, kind="plane", x=axis, y=axis, **shared)
     if what.eigen_points:
         names = [str(name) for name in groups["spectrum"].lane.values]
         lane = "tail" if "tail" in names else names[-1]
         groups["surface_eigen"] = _eigen_plane(risk, lanes, lane, what, **shared)
     return groups
+
+
+def line_policy(risk: ClassRisk, plan: Plan) -> Policy:
+    """Return both BatchNorm policies where they are asked for and the network has statistics to recompute."""
+    if not plan.recalibrate or not isinstance(risk, ModelRisk) or risk.policy != "frozen":
+        return "frozen"
+    try:
+        risk.with_batchnorm("recalibrate")
+    except LandscapeError:
+        return "frozen"
+    return "both"
 
 
 def _eigen_plane(
@@ -236,6 +219,9 @@ _CONTEXT = (
     "num_hvps",
 )
 
+# Steps along +-v_min: the largest decrease of the lane's own loss and its signed length, and the same at little cost to others.
+_ESCAPE = ("best_decrease", "best_distance", "affordable_decrease", "affordable_distance")
+
 
 def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """Return one row per lane from the groups of a results file: numbers with their errors, verdict, evidence.
@@ -270,6 +256,10 @@ def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         if perturbation.sizes["rho"]:
             columns["worst_case_rho"] = np.full(perturbation.sizes["lane"], float(perturbation.rho[0]))
             columns["worst_case_increase"] = perturbation.worst_case_increase.values[:, 0]
+    if "escape" in groups:
+        escape = groups["escape"].reindex(lane=spectrum.lane.values)
+        for name in _ESCAPE:
+            columns[f"escape_{name}"] = escape[name].values
     columns["verdict"] = spectrum.verdict.values
     columns["evidence"] = spectrum.evidence.values
     return pd.DataFrame(columns, index=pd.Index([str(name) for name in spectrum.lane.values], name="lane"))
@@ -283,7 +273,7 @@ def diagnose(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Run all three analyses and return one row per lane: numbers with errors, the verdict and its evidence.
+    """Run every analysis of a preset and return one row per lane: numbers with errors, the verdict and its evidence.
 
     Parameters
     ----------
@@ -300,10 +290,3 @@ def diagnose(
     'saddle'
     """
     return summarise(measure_everything(risk, lanes, plan=choose_plan(preset), seed=seed, progress=progress))
-
-
-def capped(plan: Plan, image_pixels: int, max_per_class: int | None) -> Plan:
-    """Return the plan with the caller's cap on examples per class, or the preset's where images are larger than 16 x 16."""
-    if max_per_class is not None:
-        return replace(plan, max_per_class=max_per_class)
-    return plan if image_pixels > 256 else replace(plan, max_per_class=None)

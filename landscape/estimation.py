@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape.diagnosis import ANALYSES, Plan
+from landscape.diagnosis import line_policy
+from landscape.flatness import estimate_flatness
+from landscape.plan import ANALYSES, Plan
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.evaluator import Precision
 from landscape.risk.points import Policy, time_walk
@@ -41,12 +43,17 @@ class Estimate:
 
 
 def estimate_cost(
-    risk: ClassRisk, plan: Plan, lanes: LaneChoice | None = None, *, parts: Collection[str] = ANALYSES
+    risk: ClassRisk,
+    plan: Plan,
+    lanes: LaneChoice | None = None,
+    *,
+    held_out: ModelRisk | None = None,
+    parts: Collection[str] = ANALYSES,
 ) -> Estimate:
     """Time one evaluation and one Hessian product of every lane, and count how many of them a plan needs.
 
-    The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``. ``parts`` are those of ``ANALYSES`` that
-    are to be run.
+    The extreme runs stop by themselves; they are counted at ``TYPICAL_STEPS``. ``held_out`` is the risk on the other split
+    where lines are walked on both; ``parts`` are those of ``ANALYSES`` that are to be run.
     """
     chosen = lanes_of(risk, lanes)
     theta = risk.theta
@@ -64,20 +71,31 @@ def estimate_cost(
     options, perturbation = plan.spectrum, plan.perturbation
     lane_passes = sum(chosen.num_examples) / max(int(risk.class_counts.sum()), 1)
     products, evaluations, draws = _products(options) if "spectrum" in parts else 0, 0, 0
+    seconds, num_lines = 0.0, 0
     if "spectrum" in parts:
         evaluations += round(lane_passes * 20)  # walks
     if "perturbation" in parts:
         draws += perturbation.num_draws * (len(perturbation.radii) + len(perturbation.sigmas))
         evaluations += round(lane_passes * 4 * perturbation.ascent_steps * len(perturbation.rhos))
     if "surface" in parts:
-        draws += plan.line_points * plan.line_pairs + plan.plane_points**2 + plan.eigen_points**2
+        draws += plan.plane_points**2 + plan.eigen_points**2
+        num_lines = plan.line_points * plan.line_pairs
+        beside = None if held_out is None else (held_out, lanes_of(held_out, lanes))
+        prepared, line = time_walk(risk, chosen, held_out=beside, policy=line_policy(risk, plan))
+        seconds += prepared + line * num_lines
+    if "escape" in parts and plan.escape_lengths:
+        # Along +-v_min and -gradient; the directions are the spectrum's.
+        evaluations += 3 * plan.escape_lengths * len(chosen)
+        products += 1
+    if "flatness" in parts and plan.flatness is not None and risk.is_additive:
+        seconds += estimate_flatness(risk, lanes, options=plan.flatness)[0]
     graph = getattr(risk, "_bytes_per_example", 0) * 2 * max(chosen.num_examples)
     graph = min(graph, getattr(risk, "memory_budget", graph))
     basis = (options.max_steps + options.num_probes * (options.num_steps + options.max_steps)) * len(theta)
     return Estimate(
-        seconds=evaluation * evaluations + draw * draws + product_seconds * products,
+        seconds=seconds + evaluation * evaluations + draw * draws + product_seconds * products,
         bytes=graph + basis * theta.element_size(),
-        num_evaluations=evaluations + draws,
+        num_evaluations=evaluations + draws + num_lines,
         num_products=products,
     )
 

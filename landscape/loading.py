@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,10 +18,12 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model
 from landscape.randomness import stream
-from landscape.risk import ModelRisk
+from landscape.risk import GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.augmented import RedrawnRisk
 from landscape.risk.examples import limit_per_class
 from landscape.training import resolve_device
+
+logger = logging.getLogger(__name__)
 
 # BatchNorm statistics are recomputed over this many training images at most.
 CALIBRATION_EXAMPLES = 1000
@@ -241,6 +244,28 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
     if source.augment == "redraw":
         return RedrawnRisk(risk, find_transform(dataset).redraw, seed=source.augment_seed)
     return risk
+
+
+def held_out_risk(
+    loaded: LoadedCheckpoint,
+    source: CheckpointSource,
+    lanes: LaneChoice | None = None,
+    *,
+    group_average: GroupAverage = "examples",
+) -> ModelRisk | None:
+    """Return the risk of the split that ``source`` does not name, everything else being equal.
+
+    None where it does not have the lanes (a split of one's own may lack a class), which is logged as a warning, and where
+    augmentation is drawn anew at every evaluation.
+    """
+    other: SplitName = "test" if source.split == "train" else "train"
+    try:
+        risk = risk_of(loaded, replace(source, split=other))
+        lanes_of(risk, lanes, group_average=group_average)
+    except LandscapeError as error:
+        logger.warning("held-out %s images left out: %s", other, error)
+        return None
+    return risk if isinstance(risk, ModelRisk) else None
 
 
 def _calibration_rows(labels: torch.Tensor, source: CheckpointSource) -> torch.Tensor:

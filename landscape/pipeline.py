@@ -16,18 +16,12 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from landscape.diagnosis import (
-    Plan,
-    capped,
-    choose_plan,
-    measure_accuracy,
-    measure_everything,
-    summarise,
-)
+from landscape.diagnosis import measure_accuracy, measure_everything, summarise
 from landscape.drawing import Drawing
 from landscape.errors import LandscapeError
 from landscape.estimation import estimate_cost
-from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, load_checkpoint, risk_of
+from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, held_out_risk, load_checkpoint, risk_of
+from landscape.plan import Plan, capped, choose_plan
 from landscape.report import write_report
 from landscape.results import Journal, load_results, save_results, versions, writing_atomically
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
@@ -119,6 +113,13 @@ def prepare(source: CheckpointSource, spec: AnalysisSpec) -> Prepared:
     return Prepared(loaded, source, risk_of(loaded, source), plan)
 
 
+def held_out_of(prepared: Prepared, spec: AnalysisSpec) -> ModelRisk | None:
+    """Return the risk on the split that is not under study, None where the plan or the data leave it out."""
+    if not prepared.plan.held_out:
+        return None
+    return held_out_risk(prepared.loaded, prepared.source, spec.lanes, group_average=spec.group_average)
+
+
 def analyse(
     prepared: Prepared, out: str | Path, spec: AnalysisSpec, *, progress: Progress | None = None
 ) -> dict[str, xr.Dataset]:
@@ -130,7 +131,9 @@ def analyse(
     out = Path(out)
     risk = prepared.risk
     require_fixed(risk, "a complete analysis")
+    held_out = held_out_of(prepared, spec)
     recipe = {**risk.attributes, "analysis": asdict(spec), "plan": asdict(prepared.plan), "versions": versions()}
+    recipe["held_out"] = None if held_out is None else held_out.attributes
     journal = Journal(out / "journal", recipe)
     stored = _finished(out / RESULTS, journal.digest)
     if stored is not None:
@@ -142,6 +145,7 @@ def analyse(
             risk,
             spec.lanes,
             plan=prepared.plan,
+            held_out=held_out,
             seed=spec.seed,
             group_average=spec.group_average,
             journal=journal,
@@ -346,7 +350,8 @@ def estimate_run(spec: RunSpec) -> dict[str, tuple[float, int]]:
         ready = prepare(
             CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device), spec.analysis
         )
-        cost = estimate_cost(ready.risk, ready.plan, spec.analysis.lanes)
+        held_out = held_out_of(ready, spec.analysis)
+        cost = estimate_cost(ready.risk, ready.plan, spec.analysis.lanes, held_out=held_out)
     number = len(spec.optimizers)
     stages[f"analysis, {number} times"] = (number * cost.seconds, cost.bytes)
     return stages

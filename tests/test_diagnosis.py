@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.diagnosis import (
-    PRESETS,
-    Plan,
-    capped,
-    choose_plan,
-    diagnose,
-    measure_accuracy,
-    measure_everything,
-    summarise,
-)
+from landscape.diagnosis import diagnose, measure_accuracy, measure_everything, summarise
 from landscape.errors import LandscapeError
 from landscape.estimation import estimate_cost
-from landscape.loading import load_risk
+from landscape.flatness import FlatnessOptions
+from landscape.loading import CheckpointSource, held_out_risk, load_checkpoint, load_risk, risk_of
 from landscape.perturbation import PerturbationOptions
+from landscape.plan import PRESETS, Plan, capped, choose_plan
 from landscape.results import WHOLE_ANALYSIS, Journal, load_results, save_results, validate
 from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.risk.evaluator import PointEvaluator
@@ -36,6 +29,8 @@ SMALL = Plan(
     line_pairs=1,
     plane_points=3,
     eigen_points=3,
+    escape_lengths=2,
+    flatness=FlatnessOptions(num_pairs=2, measures=("mean_increase",)),
 )
 
 
@@ -143,13 +138,28 @@ def test_axes_of_a_hessian_with_one_eigenvalue_are_still_two():
 
 def test_one_parameter_has_lines_and_no_planes():
     risk = AnalyticRisk(lambda t: t**2, torch.ones(1, dtype=torch.float64))
-    assert set(measure_everything(risk, "all", plan=SMALL)) == {"accuracy", "spectrum", "perturbation", "surface_line"}
+    assert set(SCHEMA) - set(measure_everything(risk, "all", plan=SMALL)) == {"surface", "surface_eigen"}
 
 
-def test_a_plan_without_an_eigen_plane_has_none():
-    groups = measure_everything(saddle(), "all", plan=replace(SMALL, eigen_points=0))
-    assert "surface" in groups
-    assert "surface_eigen" not in groups
+def test_a_plan_without_a_part_has_none():
+    plan = replace(SMALL, eigen_points=0, escape_lengths=0, flatness=None, quadratic=False)
+    groups = measure_everything(saddle(), "all", plan=plan)
+    assert set(SCHEMA) - set(groups) == {"surface_eigen", "escape", "flatness"}
+    assert "fitted_curvature" not in groups["surface_line"]
+    table = summarise(groups)
+    assert not [name for name in table.columns if name.startswith("escape")]
+    with pytest.raises(LandscapeError, match="escape_lengths: expected 0 or at least 2, got 1"):
+        replace(SMALL, escape_lengths=1)
+
+
+def test_escapes_follow_the_spectrum_s_own_vectors(monkeypatch):
+    monkeypatch.setattr("landscape.surface.escape.find_extremes", lambda *a, **k: 1 / 0)
+    groups = measure_everything(saddle(), plan=SMALL)
+    escape = groups["escape"]
+    np.testing.assert_allclose(escape.lambda_min, groups["spectrum"].lambda_min, atol=1e-9)
+    # -t^2 along v_min of the tail, in weight units (theta is 0), at the longest step
+    np.testing.assert_allclose(escape.best_decrease, [0, 1, 0, 1, 0], atol=1e-9)
+    assert abs(summarise(groups).escape_best_distance).tolist() == [0, 1, 0, 1, 0]
 
 
 def test_a_resumed_diagnosis_measures_nothing_again_and_ends_the_same(tmp_path, monkeypatch):
@@ -160,7 +170,8 @@ def test_a_resumed_diagnosis_measures_nothing_again_and_ends_the_same(tmp_path, 
     losses = AnalyticRisk.losses
     monkeypatch.setattr(AnalyticRisk, "losses", lambda self, *a: evaluations.append(1) or losses(self, *a))
     again = measure_everything(saddle(), plan=SMALL, journal=journal)
-    assert len(evaluations) == 2  # accuracy, and the centre of the perturbations
+    # accuracy, the centres of the perturbations and escapes, and the value beside the derivatives of the line
+    assert len(evaluations) == 4
     for name, dataset in whole.items():
         assert again[name].identical(dataset)
 
@@ -239,10 +250,50 @@ def test_lanes_alone_equal_lanes_together(table, digits):
     assert alone.equals(table.loc[["tail"]].astype(alone.dtypes))
 
 
+def test_lines_have_both_splits_both_batchnorm_policies_and_their_quadratic_models(tmp_path):
+    path = train(TrainSpec(model="convnet", epochs=1), tmp_path)
+    source = CheckpointSource(path, max_per_class=3)
+    loaded = load_checkpoint(source)
+    risk, held_out = risk_of(loaded, source), held_out_risk(loaded, source, "groups")
+    line = measure_everything(risk, "groups", plan=SMALL, held_out=held_out)["surface_line"]
+    for prefix in ("", "recalibrated_", "held_out_", "recalibrated_held_out_"):
+        assert np.isfinite(line[f"{prefix}loss"]).all(), prefix
+        assert np.isfinite(line[f"{prefix}increase_stderr"]).all(), prefix
+    centre = line.sel(alpha=0, pair=0)
+    expected = measure_accuracy(held_out, "groups").loss
+    np.testing.assert_allclose(centre.held_out_loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(centre.loss, risk_losses(risk), rtol=1e-5)
+    assert np.isfinite(line.curvature).all()
+    assert {"fitted_curvature", "held_out_fitted_curvature", "recalibrated_fitted_curvature"} <= set(line)
+    plain = measure_everything(risk, "groups", plan=replace(SMALL, recalibrate=False))["surface_line"]
+    assert not [name for name in plain.data_vars if name.startswith(("recalibrated", "held_out"))]
+
+
+def risk_losses(risk):
+    return measure_accuracy(risk, "groups").loss
+
+
+def test_a_split_that_lacks_a_class_is_left_out_with_a_warning(tmp_path, caplog):
+    rows = np.arange(40)
+    images, labels = np.zeros((40, 1, 4, 4), np.uint8) + rows[:, None, None, None].astype(np.uint8), rows % 4
+    test = labels < 3
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[test],
+        test_labels=labels[test],
+    )
+    spec = TrainSpec(dataset="arrays", data_dir=str(tmp_path / "data.npz"), model="mlp", epochs=1)
+    source = CheckpointSource(train(spec, tmp_path / "run"))
+    assert held_out_risk(load_checkpoint(source), source, "3") is None
+    assert "held-out test images left out" in caplog.text
+
+
 def test_progress_comes_from_every_measurement(digits):
     texts = []
     measure_everything(digits, "all", plan=SMALL, progress=lambda done, total, text: texts.append(text))
-    for word in ("spectrum", "perturbation", "worst case", "line", "plane"):
+    for word in ("spectrum", "perturbation", "worst case", "line", "plane", "escape", "flatness"):
         assert any(word in text for text in texts), word
 
 
@@ -272,6 +323,8 @@ def test_the_callers_cap_wins_and_small_images_need_none():
     assert capped(quick, 8 * 8, None).max_per_class is None
     assert capped(quick, 8 * 8, 3).max_per_class == 3
     assert capped(quick, 32 * 32, 99).max_per_class == 99
+    assert [capped(quick, pixels, None).recalibrate for pixels in (64, 1024)] == [True, False]
+    assert capped(PRESETS["standard"], 1024, None).recalibrate
 
 
 def test_a_summary_needs_a_spectrum_and_does_without_the_rest():

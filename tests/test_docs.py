@@ -27,12 +27,12 @@ import landscape.surface
 from landscape.cli import options as opt
 from landscape.cli.main import app
 from landscape.data import DATASETS, GROUP_RULES
-from landscape.diagnosis import PRESETS
 from landscape.figures import CATALOGUE
 from landscape.losses import LOSSES
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS
 from landscape.pipeline import RunSpec
+from landscape.plan import PRESETS
 from landscape.reconstruction import RECONSTRUCTIONS
 from landscape.results import SCHEMA
 from landscape.spectrum import VERDICTS

@@ -14,11 +14,12 @@ import pytest
 
 from landscape import pipeline
 from landscape.comparison import compare
-from landscape.diagnosis import Plan
 from landscape.errors import LandscapeError
+from landscape.flatness import FlatnessOptions
 from landscape.loading import CheckpointSource
 from landscape.perturbation import PerturbationOptions
 from landscape.pipeline import AnalysisSpec, RunSpec, analyse, estimate_run, figures, prepare, run_everything
+from landscape.plan import Plan
 from landscape.results import WHOLE_ANALYSIS, load_results, save_results, validate
 from landscape.spectrum import SpectrumOptions
 from landscape.training import TrainSpec, train
@@ -31,6 +32,8 @@ TINY = Plan(
     plane_points=3,
     eigen_points=3,
     max_per_class=5,
+    escape_lengths=2,
+    flatness=FlatnessOptions(num_pairs=2, measures=("mean_increase",)),
 )
 TRAIN = TrainSpec(model="mlp", epochs=1, batch_size=64)
 ANALYSIS = AnalysisSpec(preset="quick", lanes="tail,all")

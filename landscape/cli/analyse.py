@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from landscape.diagnosis import Plan
     from landscape.pipeline import Prepared
+    from landscape.plan import Plan
 
 
 @app.command()

@@ -90,8 +90,8 @@ def flatness(checkpoint: opt.Checkpoint, out: opt.Out, *, given: dict[str, Any])
 
 
 def _options(given: dict[str, Any]) -> FlatnessOptions:
-    from landscape.diagnosis import choose_plan
     from landscape.flatness import EFFORT, choose_measures
+    from landscape.plan import choose_plan
 
     names = [name for name in asdict(EFFORT["quick"]) if name != "measures"]
     changed = {name: given[name] for name in names if given[name] is not None}

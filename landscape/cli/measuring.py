@@ -14,9 +14,9 @@ from landscape.cli.terminal import ProgressLine, show_estimate
 if TYPE_CHECKING:
     import xarray as xr
 
-    from landscape.diagnosis import Plan
     from landscape.loading import CheckpointSource
     from landscape.pipeline import AnalysisSpec, Prepared
+    from landscape.plan import Plan
 
 # A prepared checkpoint, the choice of lanes, and what measurements share (seed, average, journal, progress) -> groups.
 Measure = Callable[["Prepared", Any, dict[str, Any]], "dict[str, xr.Dataset]"]
@@ -32,13 +32,14 @@ def estimate(
     num_times: int = 1,
 ) -> None:
     """Print the estimated time and memory of all analyses, or of one with the plan adapted to its options."""
-    from landscape.diagnosis import ANALYSES
     from landscape.estimation import estimate_cost
-    from landscape.pipeline import prepare
+    from landscape.pipeline import held_out_of, prepare
+    from landscape.plan import ANALYSES
 
     ready = prepare(source, spec)
+    held_out = held_out_of(ready, spec) if part is None else None
     plan = adapt(ready.plan) if adapt is not None else ready.plan
-    cost = estimate_cost(ready.risk, plan, spec.lanes, parts=ANALYSES if part is None else (part,))
+    cost = estimate_cost(ready.risk, plan, spec.lanes, held_out=held_out, parts=ANALYSES if part is None else (part,))
     what = f"{part or 'analysis'} of {Path(source.path).name}" + (f", {num_times} times" if num_times > 1 else "")
     show_estimate({what: (num_times * cost.seconds, cost.bytes)}, as_json=as_json)
 

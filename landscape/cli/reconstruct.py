@@ -16,7 +16,7 @@ from landscape.cli.terminal import ProgressLine, print_json, say
 from landscape.errors import LandscapeError, unknown_name
 
 if TYPE_CHECKING:
-    from landscape.diagnosis import Plan
+    from landscape.plan import Plan
 
 
 def _list(value: bool) -> None:

@@ -182,7 +182,7 @@ def _require_sense(checkpoints: Sequence[Path], out: Path, given: dict[str, Any]
 
 def _require_settings(given: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Refuse impossible numbers before anything is loaded, by the names that were typed."""
-    from landscape.diagnosis import choose_plan
+    from landscape.plan import choose_plan
     from landscape.spectrum.bridge import PyHessianSettings
 
     plan = choose_plan(given["preset"])

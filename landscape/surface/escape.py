@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ def measure_escape(
     lanes: LaneChoice | None = "classes",
     *,
     x: ArrayLike | None = None,
+    directions: Mapping[str, Tensor] | None = None,
     options: SpectrumOptions | None = None,
     seed: int = 0,
     group_average: GroupAverage = "examples",
@@ -60,8 +61,11 @@ def measure_escape(
     x
         Increasing positive lengths, in units of u (1 is a tenth of the weights' norm; 1 weight unit where that is 0);
         by default 13 from 0.001 to 1, four per decade. Each is walked in both directions.
+    directions
+        Vectors v_min (n,) by lane that are known already (what ``measure_spectrum(directions=...)`` keeps): for these lanes
+        nothing is searched, and one Hessian product gives :math:`v^T H v` and the residual.
     options
-        Effort of the search for v_min.
+        Effort of the search for the other lanes' v_min.
 
     Returns
     -------
@@ -111,12 +115,17 @@ def measure_escape(
     norm = float(torch.linalg.vector_norm(risk.theta.double()))
     unit = UNIT * norm or 1.0
     walk = walk_of(risk, affected)
+    known = _known(risk, directions or {})
     blocks = []
     for index, name in enumerate(followed.names):
         row = followed.weights[index]
-        found = keep_block(
-            journal, f"escape/lane={name}/v_min", lambda row=row, name=name: _direction(risk, row, name, effort, seed)
-        )
+
+        def direction(row: Tensor = row, name: str = name) -> dict[str, np.ndarray]:
+            if name in known:
+                return _as_given(risk, row, known[name])
+            return _direction(risk, row, name, effort, seed)
+
+        found = keep_block(journal, f"escape/lane={name}/v_min", direction)
         walked = keep_block(
             journal,
             f"escape/lane={name}/walk",
@@ -177,18 +186,44 @@ def _direction(risk: ClassRisk, row: Tensor, name: str, options: SpectrumOptions
     """Return a lane's v_min (n,), down its own slope, with what is known of it, and the lane's gradient (n,)."""
     # By weights, not by name: a mixture has no name to look up. The stream is the spectrum's, hence so is the vector.
     ends = find_extremes(risk, row, options, stream(seed, f"spectrum/{name}/extremes"), name=name)
+    return _about(risk, row, ends.v_min.double(), float(ends.lambda_min), float(ends.residual_min))
+
+
+def _as_given(risk: ClassRisk, row: Tensor, v: Tensor) -> dict[str, np.ndarray]:
+    """Return the same of a vector that is known, from one product."""
+    product = risk.hvps(risk.theta, row[None], v[None].to(risk.theta.dtype))[0].double()
+    value = float(product @ v)
+    return _about(risk, row, v, value, float(torch.linalg.vector_norm(product - value * v)))
+
+
+def _about(risk: ClassRisk, row: Tensor, v: Tensor, value: float, residual: float) -> dict[str, np.ndarray]:
     gradient = risk.gradients(risk.theta, row[None])[0].double()
-    v = ends.v_min.double().to(gradient.device)
+    v = v.to(gradient.device)
     slope = float(gradient @ v)
     return {
         "v_min": (-v if slope > 0 else v).cpu().numpy(),
         "gradient": gradient.cpu().numpy(),
         "row": row.numpy(),
-        "lambda_min": np.asarray(ends.lambda_min),
-        "lambda_min_residual": np.asarray(ends.residual_min),
+        "lambda_min": np.asarray(value),
+        "lambda_min_residual": np.asarray(residual),
         "gradient_norm": np.asarray(float(torch.linalg.vector_norm(gradient))),
         "slope_along_v": np.asarray(-abs(slope)),
     }
+
+
+def _known(risk: ClassRisk, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the given directions as unit vectors in float64."""
+    found = {}
+    for name, given in directions.items():
+        v = torch.as_tensor(given).to(risk.theta.device, torch.float64)
+        norm = float(torch.linalg.vector_norm(v))
+        if v.shape != risk.theta.shape or not 0 < norm < float("inf"):
+            raise LandscapeError(
+                f"directions: expected a finite vector of shape {tuple(risk.theta.shape)} that is not zero for lane '{name}', "
+                f"got shape {tuple(v.shape)}, norm {norm:.4g}"
+            )
+        found[name] = v / norm
+    return found
 
 
 def _walk(risk: ClassRisk, walk: Walk, found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:

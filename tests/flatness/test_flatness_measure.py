@@ -11,10 +11,10 @@ import torch
 from flatness_cases import data, network, quadratic, risk_of
 from torch import nn
 
-from landscape.diagnosis import PRESETS
 from landscape.errors import LandscapeError
 from landscape.flatness import EFFORT, MEASURES, FlatnessOptions, estimate_flatness, measure_flatness
 from landscape.losses import build_loss
+from landscape.plan import PRESETS
 from landscape.results import Journal, load_results, save_results, validate
 from landscape.risk import ModelRisk
 from landscape.risk.augmented import RedrawnRisk

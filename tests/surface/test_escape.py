@@ -187,6 +187,22 @@ def test_the_vector_is_the_spectrum_s_and_nothing_is_changed():
     np.testing.assert_array_equal(first.loss, again.loss)
 
 
+def test_known_directions_are_taken_as_they_are_and_certified_by_one_product(found, monkeypatch):
+    monkeypatch.setattr(escape, "find_extremes", lambda *a, **k: 1 / 0)
+    axes = torch.eye(3, dtype=torch.float64)
+    given = {"0": -2 * axes[1], "1": axes[2], "2": axes[0]}  # of any length, on any side
+    again = measure_escape(toy(), "classes", x=LENGTHS, directions=given)
+    np.testing.assert_allclose(again.lambda_min, found.lambda_min, atol=1e-9)
+    np.testing.assert_allclose(again.best_decrease, found.best_decrease, atol=1e-9)
+    tilted = measure_escape(toy(), "0", x=LENGTHS, directions={"0": axes[0] + axes[1]})  # H = diag(2, -2, 0)
+    assert (float(tilted.lambda_min[0]), float(tilted.lambda_min_residual[0])) == pytest.approx((0, 2))
+    with pytest.raises(ZeroDivisionError):  # what is not known is searched
+        measure_escape(toy(), "classes", x=LENGTHS, directions={"0": axes[1]})
+    for bad in (torch.zeros(3), torch.ones(2), torch.full((3,), torch.nan)):
+        with pytest.raises(LandscapeError, match=r"directions: expected a finite vector of shape \(3,\)"):
+            measure_escape(toy(), "0", x=LENGTHS, directions={"0": bad})
+
+
 def test_another_objective_is_read_beside_plain_cross_entropy():
     result = measure_escape(network(loss="ldam"), [0], x=[0.2])
     risk = network(loss="ldam")
