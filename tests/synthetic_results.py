@@ -363,6 +363,55 @@ def escape(optimizer: str, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dat
     )
 
 
+def flatness(optimizer: str = "sgd", factor: float = 1.0, class_names: tuple[str, ...] = CLASS_NAMES) -> xr.Dataset:
+    """Loss from 0.03 to 1.6; one measure a power of it, one with both signs, one that does not exist."""
+    whole = spectrum(optimizer, class_names)
+    loss = whole["loss"]
+    nats = {"units": "nats per example", "exactness": "estimated"}
+    dataset = xr.Dataset(
+        {
+            "loss": loss,
+            "num_examples": whole["num_examples"],
+            "gradient_norm": whole["gradient_norm"].assign_attrs(units="nats per example and weight unit"),
+            "mean_increase": (factor * 0.1 * loss**1.5).assign_attrs(nats),
+            "mean_increase_stderr": 0.02 * loss**1.5,
+            "worst_case_increase": (0.3 + 0.1 * loss).assign_attrs(nats | {"exactness": "lower bound of the maximum"}),
+            "radial_slope": (loss - 0.5).assign_attrs(nats),
+            "relative_flatness": (loss * np.nan).assign_attrs(nats),
+            "m_sharpness_batch_size": loss * 0 + 4,
+        },
+        attrs=whole.attrs | {"kind": "flatness"},
+    )
+    return dataset.reset_coords(drop=True).assign_coords(whole["loss"].coords)
+
+
+SLOPE, CURVATURE = np.array([0.5, -1.0]), np.array([[4.0, 1.0], [1.0, 6.0]])
+
+
+def with_models(surface: xr.Dataset, *, radius: float = 0.5, aspect: float = 1.0) -> xr.Dataset:
+    """The same quadratic for all lanes and pairs but for the value at the weights; the fit is 1.5 times as curved."""
+    axes = [axis for axis in ("alpha", "beta") if axis in surface.dims]
+    pairs, lanes, k = surface.sizes["pair"], surface.sizes["lane"], len(axes)
+    slope = np.broadcast_to(SLOPE[None, :k, None], (pairs, k, lanes))
+    curvature = np.broadcast_to(CURVATURE[None, :k, :k, None], (pairs, k, k, lanes))
+    radii = np.full((pairs, lanes), radius)
+    radii[:, 0] = np.nan
+    fitted = np.where(np.isnan(radii)[:, None, None], np.nan, 1.5 * curvature)
+    terms, bends = ("pair", "axis", "lane"), ("pair", "axis", "other_axis", "lane")
+    added = {
+        "centre": ("lane", np.arange(lanes) + 1.0),
+        "slope": (terms, slope),
+        "curvature": (bends, curvature),
+        "curvature_stderr": (bends, 0.1 * curvature),
+        "fitted_centre": (("pair", "lane"), np.broadcast_to(np.arange(lanes) + 1.0, (pairs, lanes))),
+        "fitted_slope": (terms, slope),
+        "fitted_curvature": (bends, fitted),
+        "fitted_curvature_stderr": (bends, 0.01 * fitted),
+        "fitted_radius": (("pair", "lane"), radii),
+    }
+    return surface.assign(added).assign_attrs(fitted_aspect=aspect, fitted_radius_rule="the largest that qualifies")
+
+
 def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> xr.DataTree:
     """Every group of one checkpoint."""
     makers = {
@@ -372,11 +421,12 @@ def tree(optimizer: str = "sgd", class_names: tuple[str, ...] = CLASS_NAMES) -> 
         "matched": matched,
         "perturbation": perturbation,
         "surface": lambda *given: with_views(surface(*given)),
-        "surface_line": lambda *given: with_views(surface_line(*given)),
+        "surface_line": lambda *given: with_models(with_views(surface_line(*given))),
         "surface_eigen": lambda *given: with_views(surface_eigen(*given)),
         "surface_difference": lambda name, classes: difference(name, "gnm", surface, classes),
         "surface_line_difference": lambda name, classes: difference(name, "gnm", surface_line, classes),
         "escape": escape,
+        "flatness": lambda name, classes: flatness(name, class_names=classes),
     }
     return xr.DataTree.from_dict({name: make(optimizer, class_names) for name, make in makers.items()})
 

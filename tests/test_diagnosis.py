@@ -279,8 +279,8 @@ def test_a_split_that_lacks_a_class_is_left_out_with_a_warning(tmp_path, caplog)
     test = labels < 3
     np.savez(
         tmp_path / "data.npz",
-        train_images=images,
-        train_labels=labels,
+        images=images,
+        labels=labels,
         test_images=images[test],
         test_labels=labels[test],
     )

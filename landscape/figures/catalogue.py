@@ -10,11 +10,13 @@ import xarray as xr
 
 from landscape.figures.differences import plot_difference
 from landscape.figures.escapes import plot_curvature_split, plot_escape_matrix, plot_escapes
+from landscape.figures.flatness import plot_curvature_against_loss, plot_flatness
 from landscape.figures.layers import plot_layers, plot_matched
 from landscape.figures.lines import plot_lines
 from landscape.figures.overlaps import plot_layer_mass, plot_overlaps
 from landscape.figures.perturbations import plot_fluctuation
 from landscape.figures.planes import plot_contours, plot_eigen_plane, plot_surface_3d
+from landscape.figures.quadratic import plot_quadratic
 from landscape.figures.scores import plot_accuracy
 from landscape.figures.sides import plot_batchnorm, plot_splits
 from landscape.figures.spectra import plot_spectrum, plot_spectrum_map
@@ -91,6 +93,13 @@ CATALOGUE: tuple[Entry, ...] = (
         "Negative curvature usually grows with the gradient, that is with how badly a class is fitted; only "
         "what lies off the line is "
         "a property of the optimizer.",
+    ),
+    Entry(
+        "curvature-against-loss",
+        "spectrum",
+        plot_curvature_against_loss,
+        "A class that is fitted with confidence is flat by that alone: compare classes and optimizers at equal loss, by "
+        "their distance from the line.",
     ),
     Entry(
         "curvature-split",
@@ -177,6 +186,21 @@ CATALOGUE: tuple[Entry, ...] = (
         "The bars say how much it gains, against plain descent of the same length, and how far away that is.",
     ),
     Entry(
+        "flatness",
+        "flatness",
+        plot_flatness,
+        "Every measure in a panel of its own: compare lanes within a panel; where measures disagree about head and tail, "
+        "flatness by itself says nothing.",
+    ),
+    Entry(
+        "flatness-against-loss",
+        "flatness",
+        plot_curvature_against_loss,
+        "The mean increase under noise against the loss it starts from: only what lies off the line can be called sharpness.",
+        {"variable": "mean_increase"},
+        needs="mean_increase",
+    ),
+    Entry(
         "lines",
         "surface_line",
         plot_lines,
@@ -223,6 +247,15 @@ CATALOGUE: tuple[Entry, ...] = (
         plot_splits,
         "Left the images trained on, right images held out: a minimum of the first need not be one of the second.",
         needs="held_out_loss",
+    ),
+    Entry(
+        "quadratic",
+        "surface_line",
+        plot_quadratic,
+        "Dashed the parabola of the exact derivatives at the weights, dotted the one fitted within r: where they part, the "
+        "Hessian at the weights says little about the loss at a distance.",
+        needs="fitted_curvature",
+        compared=False,
     ),
     Entry(
         "contours",
@@ -274,6 +307,21 @@ CATALOGUE: tuple[Entry, ...] = (
         needs="held_out_loss",
     ),
     Entry(
+        "surface-3d",
+        "surface",
+        plot_surface_3d,
+        "The same planes in space; drag to turn them. Heights share one scale.",
+    ),
+    Entry(
+        "eigen-plane",
+        "surface_eigen",
+        plot_eigen_plane,
+        "The plane of most negative and most positive curvature of one lane: if the loss falls along the "
+        "horizontal axis while the "
+        "other lanes hardly change, there is a way out that random planes do not show.",
+        {"errors": None},
+    ),
+    Entry(
         "difference",
         "surface_difference",
         plot_difference,
@@ -289,22 +337,23 @@ CATALOGUE: tuple[Entry, ...] = (
         needs="loss_difference",
         compared=False,
     ),
-    Entry(
-        "surface-3d",
-        "surface",
-        plot_surface_3d,
-        "The same planes in space; drag to turn them. Heights share one scale.",
-    ),
-    Entry(
-        "eigen-plane",
-        "surface_eigen",
-        plot_eigen_plane,
-        "The plane of most negative and most positive curvature of one lane: if the loss falls along the "
-        "horizontal axis while the "
-        "other lanes hardly change, there is a way out that random planes do not show.",
-        {"errors": None},
-    ),
 )
+
+# Headings of a page, by the group of the results.
+SECTIONS = {
+    "accuracy": "Accuracy",
+    "spectrum": "Curvature",
+    "layers": "Curvature layer by layer",
+    "matched": "Curvature on equally many images",
+    "perturbation": "Random and worst-case changes of the weights",
+    "escape": "Ways out",
+    "flatness": "Flatness",
+    "surface_line": "Lines through the weights",
+    "surface": "Planes through the weights",
+    "surface_eigen": "The plane of extreme curvature",
+    "surface_difference": "Differences of two checkpoints",
+    "surface_line_difference": "Differences of two checkpoints",
+}
 
 
 def available(results: Mapping[str, xr.DataTree], entry: Entry) -> dict[str, xr.Dataset]:

@@ -4,35 +4,66 @@ from __future__ import annotations
 
 import html
 import math
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from landscape.figures import picture as pic
 from landscape.figures.preparation import log_ticks, short
 from landscape.figures.style import FEW_DECADES, GRID, MISSING, MUTED
 
 
-class Place:
-    """Where traces of one panel go: the figure, its row and column, its colours, and what the legend already has."""
+@dataclass
+class Canvas:
+    """A figure as plain traces and layout: plotly checks all of it once at the end, which takes a third of the time."""
 
-    def __init__(
-        self, figure: go.Figure, panel: pic.Panel, row: int, column: int, shown: set[str], picture: pic.Picture
-    ) -> None:
-        self.figure, self.panel, self.row, self.column = figure, panel, row, column
-        self.shown, self.colours = shown, panel.colours or picture.colours
+    layout: dict[str, Any]
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
+
+
+class Place:
+    """Where traces of one panel go: the canvas, the names of the panel's axes, its colours."""
+
+    def __init__(self, canvas: Canvas, panel: pic.Panel, axes: tuple[str, ...], picture: pic.Picture) -> None:
+        self.panel, self._canvas, self._axes = panel, canvas, axes
+        self.colours = panel.colours or picture.colours
         number = picture.scales.index(self.colours) + 1 if self.colours is not None else 1
         self.colour_axis = "coloraxis" if number == 1 else f"coloraxis{number}"
+        # xaxis2 is x2 where a trace refers to it, scene2 stays scene2.
+        self._names = {re.sub(r"\d", "", axis): axis.replace("axis", "") for axis in axes}
 
-    def add(self, trace: Any, label: str = "") -> None:
+    @property
+    def is_first(self) -> bool:
+        """Whether these are the figure's first axes."""
+        return self._axes[0] == "xaxis"
+
+    def add(self, trace: dict[str, Any], label: str = "") -> None:
         """Add a trace to the panel; a label stands in the legend once."""
         if label:
-            trace.update(name=safe(label), legendgroup=label, showlegend=label not in self.shown)
-            self.shown.add(label)
+            trace |= {"name": safe(label), "legendgroup": label, "showlegend": label not in self._canvas.labels}
+            self._canvas.labels.add(label)
         else:
-            trace.update(showlegend=False)
-        self.figure.add_trace(trace, row=self.row, col=self.column)
+            trace["showlegend"] = False
+        self._canvas.traces.append(trace | self._names)
+
+    def annotate(self, **options: Any) -> None:
+        """Add a text in the panel's coordinates."""
+        self._canvas.layout.setdefault("annotations", []).append({**options, **self._references()})
+
+    def shape(self, **options: Any) -> None:
+        """Add a shape in the panel's coordinates."""
+        self._canvas.layout.setdefault("shapes", []).append({**options, **self._references()})
+
+    def settle(self, axis: str, **options: Any) -> None:
+        """Set options of the panel's ``xaxis``, ``yaxis`` or ``scene``."""
+        name = next(own for own in self._axes if own.startswith(axis))
+        self._canvas.layout[name] |= options
+
+    def _references(self) -> dict[str, str]:
+        return {"xref": self._names["xaxis"], "yref": self._names["yaxis"]}
 
 
 def finish_plane(place: Place, linked: bool, height: float) -> None:
@@ -40,7 +71,6 @@ def finish_plane(place: Place, linked: bool, height: float) -> None:
     cells = any(isinstance(mark, pic.Cells) for mark in place.panel.marks)
     filled = cells or any(isinstance(mark, pic.Heat | pic.Contours) for mark in place.panel.marks)
     for name, setting in (("x", place.panel.x), ("y", place.panel.y)):
-        update = place.figure.update_xaxes if name == "x" else place.figure.update_yaxes
         options: dict[str, Any] = {
             "title": {"text": safe(setting.label), "standoff": 6, "font": {"size": 12}}, "showgrid": not filled,
             "gridcolor": GRID,
@@ -71,9 +101,9 @@ def finish_plane(place: Place, linked: bool, height: float) -> None:
             options["tickformat"] = ".0%"
         if cells and name == "x":
             options["side"] = "top"
-        if linked and (place.row, place.column) != (1, 1):
+        if linked and not place.is_first:
             options["matches"] = name
-        update(**options, row=place.row, col=place.column)
+        place.settle(f"{name}axis", **options)
     if any(isinstance(mark, pic.Contours | pic.Heat) for mark in place.panel.marks):
         _shade_missing(place)
 
@@ -82,9 +112,7 @@ def _shade_missing(place: Place) -> None:
     (x0, x1), (y0, y1) = place.panel.x.limits or (0, 1), place.panel.y.limits or (0, 1)
     corners = {"x0": position(place.panel.x, x0), "x1": position(place.panel.x, x1)}
     corners |= {"y0": position(place.panel.y, y0), "y1": position(place.panel.y, y1)}
-    place.figure.add_shape(
-        type="rect", **corners, fillcolor=MISSING, line_width=0, layer="below", row=place.row, col=place.column
-    )
+    place.shape(type="rect", **corners, fillcolor=MISSING, line={"width": 0}, layer="below")
 
 
 def finish_space(place: Place, z: pic.Axis) -> None:
@@ -104,9 +132,7 @@ def finish_space(place: Place, z: pic.Axis) -> None:
         settings[f"{name}axis"] = options
     camera = {"eye": {"x": 1.15, "y": -1.4, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.12}}
     ratio = {"x": 1, "y": 1, "z": 0.75}
-    place.figure.update_scenes(
-        **settings, camera=camera, aspectmode="manual", aspectratio=ratio, row=place.row, col=place.column
-    )
+    place.settle("scene", **settings, camera=camera, aspectmode="manual", aspectratio=ratio)
 
 
 def position(setting: pic.Axis, value: float) -> float:

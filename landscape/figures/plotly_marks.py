@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from landscape.figures import picture as pic
 from landscape.figures.plotly_axes import Place, level, on_axis, position, safe, single
@@ -30,8 +29,8 @@ def _line(place: Place, mark: pic.Line) -> None:
         sizes = np.zeros(len(mark.x))
         sizes[:: mark.every] = 6
     place.add(
-        go.Scatter(
-            x=_x(place, mark.x), y=_y(place, mark.y), mode="lines+markers" if mark.marker else "lines",
+        dict(
+            type="scatter", x=_x(place, mark.x), y=_y(place, mark.y), mode="lines+markers" if mark.marker else "lines",
             opacity=mark.alpha,
             line={"color": mark.colour, "dash": mark.dash, "width": mark.width * 1.2}, connectgaps=False,
             marker={"symbol": _MARKERS.get(mark.marker, "circle"), "size": sizes, "color": mark.colour},
@@ -53,7 +52,7 @@ def _band(place: Place, mark: pic.Band) -> None:
     elif mark.style == "hatch":
         pattern = {"shape": "/", "fgcolor": mark.colour, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.15}
         look = {"mode": "none", "fill": "toself", "fillpattern": pattern}
-    place.add(go.Scatter(**around, **look, hoverinfo="skip"), mark.label)
+    place.add(dict(type="scatter", **around, **look, hoverinfo="skip"), mark.label)
 
 
 def _points(place: Place, mark: pic.Points) -> None:
@@ -62,8 +61,8 @@ def _points(place: Place, mark: pic.Points) -> None:
     hover = {"text": [safe(text) for text in mark.hover], "hovertemplate": "%{text}"} if mark.hover else {}
     error = _error_bars(place.panel.y, mark.y, mark.error, mark.colour)
     place.add(
-        go.Scatter(
-            x=_x(place, mark.x), y=_y(place, mark.y), mode="markers", opacity=mark.alpha, error_y=error,
+        dict(
+            type="scatter", x=_x(place, mark.x), y=_y(place, mark.y), mode="markers", opacity=mark.alpha, error_y=error,
             marker={"symbol": symbol, "size": mark.size * 1.5, "color": mark.colour,
                     "line": {"width": 1.6 if thin or mark.hollow else 0.5, "color": mark.colour}},
             **hover,
@@ -77,10 +76,10 @@ def _stems(place: Place, mark: pic.Stems) -> None:
     down = {"type": "data", "symmetric": False, "arrayminus": single(_y(place, height) - _y(place, [mark.base]))}
     down |= {"array": [], "thickness": 1, "width": 0, "color": with_alpha(mark.colour, mark.alpha)}
     place.add(
-        go.Scatter(
-            x=_x(place, mark.x), y=_y(place, height), mode="markers", error_y=down, hoverinfo="skip",
-            marker={"size": 1, "color": mark.colour, "opacity": 0},
-        ),
+        {
+            "type": "scatter", "x": _x(place, mark.x), "y": _y(place, height), "mode": "markers", "error_y": down,
+            "hoverinfo": "skip", "marker": {"size": 1, "color": mark.colour, "opacity": 0},
+        },
         mark.label,
     )  # fmt: skip
 
@@ -106,8 +105,8 @@ def _bars(place: Place, mark: pic.Bars) -> None:
         error = _error_bars(place.panel.y, mark.height, mark.error, INK)
         bars = {"x": _x(place, mark.x), "y": _y(place, mark.height), "error_y": error, "hovertemplate": "%{y:.4g}"}
     place.add(
-        go.Bar(
-            **bars, width=mark.width,
+        dict(
+            type="bar", **bars, width=mark.width,
             text=[safe(t) for t in mark.texts] or None,
             textposition="outside" if mark.texts else None, textfont={"size": 10}, cliponaxis=False,
             marker={"color": mark.colour, "pattern": pattern},
@@ -118,8 +117,8 @@ def _bars(place: Place, mark: pic.Bars) -> None:
 
 def _text(place: Place, mark: pic.Text) -> None:
     x, y = (position(axis, value) for axis, value in ((place.panel.x, mark.x), (place.panel.y, mark.y)))
-    place.figure.add_annotation(
-        text=safe(mark.text), x=x, y=y, row=place.row, col=place.column, showarrow=False, xanchor=mark.align,
+    place.annotate(
+        text=safe(mark.text), x=x, y=y, showarrow=False, xanchor=mark.align,
         bgcolor="rgba(0,0,0,0.35)" if mark.colour == PAPER else None, xshift=mark.shift[0] * 1.3,
         yshift=mark.shift[1] * 1.3, font={"size": mark.size * 1.5, "color": mark.colour},
     )  # fmt: skip
@@ -131,7 +130,7 @@ def _heat(place: Place, mark: pic.Heat) -> None:
     said: dict[str, Any] = {"text": texts, "texttemplate": "%{text}"} if texts else {}
     said |= {"hovertext": hover, "hovertemplate": "%{hovertext}<extra></extra>"} if hover else {"hoverinfo": "skip"}
     at = {"x": _x(place, mark.x), "y": _y(place, mark.y)}
-    place.add(go.Heatmap(**at, z=z, coloraxis=place.colour_axis, hoverongaps=False, **said))
+    place.add(dict(type="heatmap", **at, z=z, coloraxis=place.colour_axis, hoverongaps=False, **said))
 
 
 def _contours(place: Place, mark: pic.Contours) -> None:
@@ -139,8 +138,8 @@ def _contours(place: Place, mark: pic.Contours) -> None:
     assert scale is not None
     low, high = level(scale.levels[0], scale), level(scale.levels[-1], scale)
     place.add(
-        go.Contour(
-            x=single(mark.x), y=single(mark.y), z=single(level(mark.z, scale)), coloraxis=place.colour_axis,
+        dict(
+            type="contour", x=single(mark.x), y=single(mark.y), z=single(level(mark.z, scale)), coloraxis=place.colour_axis,
             connectgaps=False,
             contours={"start": low, "end": high, "size": (high - low) / (len(scale.levels) - 1)},
             line={"width": 0.6, "color": PAPER}, **_values(mark.z, scale),
@@ -160,13 +159,14 @@ def _cover_holes(place: Place, mark: pic.Contours) -> None:
     if corners:
         x, y = np.array(corners).T
         cover = {"mode": "none", "fill": "toself", "fillcolor": MISSING, "hoverinfo": "skip"}
-        place.add(go.Scatter(x=single(x), y=single(y), **cover))
+        place.add(dict(type="scatter", x=single(x), y=single(y), **cover))
 
 
 def _relief(place: Place, mark: pic.Relief) -> None:
     z = single(level(mark.z, place.colours))
     place.add(
-        go.Surface(
+        dict(
+            type="surface",
             x=single(mark.x),
             y=single(mark.y),
             z=z,
@@ -183,14 +183,22 @@ def _cells(place: Place, mark: pic.Cells) -> None:
     count = len(fills)
     scale = [(edge / count, fill) for k, fill in enumerate(fills) for edge in (k, k + 1)]
     place.add(
-        go.Heatmap(
-            z=z, colorscale=scale, zmin=-0.5, zmax=count - 0.5, showscale=False, xgap=3, ygap=3, hoverinfo="skip"
-        )
+        {
+            "type": "heatmap",
+            "z": z,
+            "colorscale": scale,
+            "zmin": -0.5,
+            "zmax": count - 0.5,
+            "showscale": False,
+            "xgap": 3,
+            "ygap": 3,
+            "hoverinfo": "skip",
+        }
     )
     for i, row in enumerate(mark.texts):
         for j, text in enumerate(row):
-            place.figure.add_annotation(
-                text=safe(text), x=j, y=i, row=place.row, col=place.column, showarrow=False,
+            place.annotate(
+                text=safe(text), x=j, y=i, showarrow=False,
                 font={"size": 11, "color": mark.inks[i][j]},
             )  # fmt: skip
 

@@ -27,7 +27,7 @@ _THRESHOLD = 0.01
 Proof = tuple[tuple[str, str], ...]
 
 
-def number(dataset: xr.Dataset | None, variable: str, lane: str, **at: float | None) -> float:
+def number(dataset: xr.Dataset | None, variable: str, lane: str, **at: float | str | None) -> float:
     """Return one number of a lane, NaN where it was not measured."""
     if dataset is None or variable not in dataset or lane not in prep.all_lanes([dataset]) or None in at.values():
         return float("nan")

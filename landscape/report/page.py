@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from landscape.errors import LandscapeError
 from landscape.figures import CATALOGUE, Entry, plot_history
-from landscape.figures.catalogue import available
+from landscape.figures.catalogue import SECTIONS, available
 from landscape.figures.style import VERDICT_LOOKS
 from landscape.report import summary
 
@@ -37,8 +37,9 @@ _MAX_SCENES = 9  # browsers keep about sixteen WebGL scenes alive on a page
 
 @dataclass(frozen=True)
 class _Shown:
-    """A figure on the page: its anchor, how to read it, its plotly description and height in pixels."""
+    """A figure on the page: its section, anchor, how to read it, its plotly description and height in pixels."""
 
+    section: str
     anchor: str
     reading: str
     description: Markup
@@ -124,19 +125,21 @@ def _plotly_script(cdn: bool) -> Markup:
 def _compared(results: Mapping[str, xr.DataTree], histories: Mapping[str, Any]) -> list[_Shown]:
     if len(results) < 2:
         return (
-            [_shown("training", "How training went.", plot_history(histories, backend="plotly"))] if histories else []
+            [_shown("Training", "training", "How training went.", plot_history(histories, backend="plotly"))]
+            if histories
+            else []
         )
     shown = []
     if histories:
         reading = "How training went: a line per optimizer."
-        shown.append(_shown("all-training", reading, plot_history(histories, backend="plotly")))
+        shown.append(_shown("Training", "all-training", reading, plot_history(histories, backend="plotly")))
     for entry in CATALOGUE:
         data = available(results, entry)
         crowded = entry.name == "surface-3d" and 3 * len(data) > _MAX_SCENES
         if entry.on_page and entry.compared and len(data) > 1 and not crowded:
             figure = _plotted(entry, data)
             if figure is not None:
-                shown.append(_shown(f"all-{entry.name}", entry.reading, figure))
+                shown.append(_shown(SECTIONS[entry.group], f"all-{entry.name}", entry.reading, figure))
     return shown
 
 
@@ -147,7 +150,7 @@ def _single(prefix: str, tree: xr.DataTree, name: str) -> list[_Shown]:
         if entry.on_page and entry.single and data:
             figure = _plotted(entry, data)
             if figure is not None:
-                shown.append(_shown(f"{prefix}-{entry.name}", entry.reading, figure))
+                shown.append(_shown(SECTIONS[entry.group], f"{prefix}-{entry.name}", entry.reading, figure))
     return shown
 
 
@@ -159,9 +162,9 @@ def _plotted(entry: Entry, data: Mapping[str, xr.Dataset]) -> Any:
         return None
 
 
-def _shown(anchor: str, reading: str, figure: Any) -> _Shown:
+def _shown(section: str, anchor: str, reading: str, figure: Any) -> _Shown:
     figure.layout.template = None
-    return _Shown(anchor, reading, _embedded(figure.to_json()), int(figure.layout.height))
+    return _Shown(section, anchor, reading, _embedded(figure.to_json()), int(figure.layout.height))
 
 
 def _embedded(text: str) -> Markup:

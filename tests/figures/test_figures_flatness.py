@@ -7,7 +7,6 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import synthetic_results as synthetic
-import xarray as xr
 
 from landscape.errors import LandscapeError
 from landscape.figures import plot_curvature_against_loss, plot_flatness
@@ -15,26 +14,7 @@ from landscape.figures import plot_curvature_against_loss, plot_flatness
 BACKENDS = {"matplotlib": matplotlib.figure.Figure, "plotly": go.Figure}
 
 
-def flatness(optimizer="sgd", factor=1.0):
-    """Loss from 0.03 to 1.6; one measure a power of it, one with both signs, one that does not exist."""
-    spectrum = synthetic.spectrum(optimizer)
-    loss = spectrum["loss"]
-    nats = {"units": "nats per example", "exactness": "estimated"}
-    dataset = xr.Dataset(
-        {
-            "loss": loss,
-            "num_examples": spectrum["num_examples"],
-            "gradient_norm": spectrum["gradient_norm"].assign_attrs(units="nats per example and weight unit"),
-            "mean_increase": (factor * 0.1 * loss**1.5).assign_attrs(nats),
-            "mean_increase_stderr": 0.02 * loss**1.5,
-            "worst_case_increase": (0.3 + 0.1 * loss).assign_attrs(nats | {"exactness": "lower bound of the maximum"}),
-            "radial_slope": (loss - 0.5).assign_attrs(nats),
-            "relative_flatness": (loss * np.nan).assign_attrs(nats),
-            "m_sharpness_batch_size": loss * 0 + 4,
-        },
-        attrs=spectrum.attrs,
-    )
-    return dataset.reset_coords(drop=True).assign_coords(spectrum["loss"].coords)
+flatness = synthetic.flatness
 
 
 def both():

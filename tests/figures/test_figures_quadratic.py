@@ -10,39 +10,15 @@ from landscape.errors import LandscapeError
 from landscape.figures.quadratic import evaluate_quadratic, plot_quadratic
 
 BACKENDS = {"matplotlib": matplotlib.figure.Figure, "plotly": go.Figure}
-SLOPE, CURVATURE = np.array([0.5, -1.0]), np.array([[4.0, 1.0], [1.0, 6.0]])
-
-
-def with_models(surface, *, radius=0.5, aspect=1.0):
-    """The same quadratic for all lanes and pairs but for the value at the weights; the fit is 1.5 times as curved."""
-    axes = [axis for axis in ("alpha", "beta") if axis in surface.dims]
-    pairs, lanes, k = surface.sizes["pair"], surface.sizes["lane"], len(axes)
-    slope = np.broadcast_to(SLOPE[None, :k, None], (pairs, k, lanes))
-    curvature = np.broadcast_to(CURVATURE[None, :k, :k, None], (pairs, k, k, lanes))
-    radii = np.full((pairs, lanes), radius)
-    radii[:, 0] = np.nan
-    fitted = np.where(np.isnan(radii)[:, None, None], np.nan, 1.5 * curvature)
-    terms, bends = ("pair", "axis", "lane"), ("pair", "axis", "other_axis", "lane")
-    added = {
-        "centre": ("lane", np.arange(lanes) + 1.0),
-        "slope": (terms, slope),
-        "curvature": (bends, curvature),
-        "curvature_stderr": (bends, 0.1 * curvature),
-        "fitted_centre": (("pair", "lane"), np.broadcast_to(np.arange(lanes) + 1.0, (pairs, lanes))),
-        "fitted_slope": (terms, slope),
-        "fitted_curvature": (bends, fitted),
-        "fitted_curvature_stderr": (bends, 0.01 * fitted),
-        "fitted_radius": (("pair", "lane"), radii),
-    }
-    return surface.assign(added).assign_attrs(fitted_aspect=aspect, fitted_radius_rule="the largest that qualifies")
+SLOPE, CURVATURE = synthetic.SLOPE, synthetic.CURVATURE
 
 
 def line():
-    return with_models(synthetic.surface_line("sgd"))
+    return synthetic.with_models(synthetic.surface_line("sgd"))
 
 
 def plane(**options):
-    return with_models(synthetic.surface("sgd", holes=False), **options)
+    return synthetic.with_models(synthetic.surface("sgd", holes=False), **options)
 
 
 def parabola(dataset, lane, t, factor=1.0):
@@ -159,7 +135,7 @@ def test_a_surface_that_was_only_fitted_shows_the_fit_alone():
 
 
 def test_holes_are_marked():
-    data = with_models(synthetic.surface("sgd"))
+    data = synthetic.with_models(synthetic.surface("sgd"))
     figure = plot_quadratic(data, lanes=["tail"], backend="plotly")
     holes = named(figure, "not measured")
     assert [len(trace.x) for trace in holes] == [2, 2]

@@ -1,4 +1,5 @@
 import json
+import re
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -7,6 +8,7 @@ import synthetic_results as synthetic
 import xarray as xr
 
 from landscape.errors import LandscapeError
+from landscape.figures.catalogue import CATALOGUE, SECTIONS
 from landscape.report import write_report
 from landscape.report.page import _embedded
 from landscape.report.summary import found_warnings, lane_rows, overview, summarise
@@ -177,7 +179,51 @@ def test_table_holds_every_number_of_a_lane():
     assert tail["n"] == "27"
     assert tail["λmin ± residual"].startswith(f"−{abs(float(spectrum['lambda_min'])):.3g}")
     assert tail["verdict"] == "saddle"
-    assert "–" not in tail.values()
+    assert [head for head, text in tail.items() if text == "–"] == [h for h in heads if "decrease" in h or "step" in h]
+    truck = dict(zip(heads, next(row for row in rows if row[0] == "truck")))
+    assert "–" not in truck.values()
+    assert truck["best own decrease along ±v_min ± se"] == "0.60 ± 0.04"
+    assert (truck["its step (|θ|/10)"], truck["affordable decrease"]) == ("0.3", "0.15")
+
+
+def test_results_without_the_later_groups_have_their_table_and_page(tmp_path):
+    tree = synthetic.tree("sgd")
+    old = xr.DataTree.from_dict({g: tree[g].to_dataset() for g in ("accuracy", "spectrum", "perturbation")})
+    heads, rows = lane_rows(old)
+    assert not [head for head in heads if "decrease" in head]
+    assert len(rows) == 14
+    text = write_report(
+        tmp_path / "page.html", {"old": old, "new": tree_of("accuracy", "spectrum", "escape")}, {}
+    ).read_text()
+    assert "m1-escape-matrix" in text
+    assert "m0-escape-matrix" not in text
+    assert "all-escape-matrix" not in text
+
+
+def test_figures_stand_under_the_headings_of_their_sections(written):
+    text = written[0]
+    tab = text[text.index('id="tab-0"') : text.index('id="tab-1"')]
+    found = re.findall(r'<h4>(.*?)</h4>|class="plot" id="m0-(.*?)"', tab)
+    headings = [heading for heading, _ in found if heading]
+    assert len(headings) == len(set(headings)) > 5
+    assert headings == list(dict.fromkeys(SECTIONS[e.group] for e in CATALOGUE if SECTIONS[e.group] in headings))
+    where, section = {}, ""
+    for heading, name in found:
+        section = heading or section
+        where[name] = section
+    assert where["quadratic"] == "Lines through the weights"
+    assert where["flatness-against-loss"] == where["flatness"] == "Flatness"
+    assert where["escape-matrix"] == "Ways out"
+
+
+def test_a_page_of_the_main_job_stays_readable():
+    groups = {"accuracy", "spectrum", "perturbation", "escape", "flatness", "surface", "surface_line", "surface_eigen"}
+    assert sum(entry.on_page and entry.single and entry.group in groups for entry in CATALOGUE) < 30
+
+
+def tree_of(*groups):
+    tree = synthetic.tree("sgd")
+    return xr.DataTree.from_dict({group: tree[group].to_dataset() for group in groups})
 
 
 def test_holes_undecided_lanes_and_stored_warnings_are_reported():
