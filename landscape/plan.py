@@ -14,7 +14,8 @@ ANALYSES = ("spectrum", "perturbation", "surface", "escape", "flatness")
 ESCAPE_RANGE = (0.001, 1.0)
 # Images of at most so many pixels are cheap: all of them are analysed, and statistics are recomputed along lines.
 SMALL_IMAGE = 16 * 16
-# What preset quick measures of flatness: a measure of every kind that costs passes, and one ascent for every lane.
+# What preset quick measures of flatness: what costs passes only. The ascents would cost ten times as much, and the worst case
+# of the perturbations is one of them.
 QUICK_MEASURES = (
     "gradient_norm",
     "fisher_rao_norm",

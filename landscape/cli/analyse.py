@@ -74,7 +74,7 @@ def _facts(stored: Any, architecture: Any) -> dict[str, Any]:
 @app.command()
 @opt.takes(*opt.ANALYSES)
 def figures(checkpoint: opt.Checkpoint, out: opt.Out, *, given: dict[str, Any]) -> None:
-    """Run all three analyses of one checkpoint: every figure as PNG and PDF, results.nc, summary.csv, report.html."""
+    """Run every analysis of one checkpoint: every figure as PNG and PDF, results.nc, summary.csv, report.html."""
     from landscape.pipeline import REPORT
     from landscape.pipeline import figures as make_figures
 

@@ -29,7 +29,7 @@ def run(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Train with every optimizer, run all three analyses on each, and write OUT/report.html.
+    """Train with every optimizer, run every analysis on each, and write OUT/report.html.
 
     Without options: the built-in long-tailed digits. A killed run goes on where it stopped when the same command is
     given again.

@@ -188,7 +188,9 @@ def _heat(axis: Axes, mark: pic.Heat, panel: pic.Panel, colours: pic.ColourScale
         for j, text in enumerate(row):
             red, green, blue, _ = colour_map(norm(mark.z[i, j]))
             ink = INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 or not np.isfinite(mark.z[i, j]) else PAPER
-            axis.text(mark.x[j], mark.y[i], _plain(text), ha="center", va="center", fontsize=size, color=ink)
+            # Inside the panel: measuring each for the layout, twice, takes longer than drawing it.
+            look: dict[str, Any] = {"fontsize": size, "color": ink, "in_layout": False}
+            axis.text(mark.x[j], mark.y[i], _plain(text), ha="center", va="center", **look)
 
 
 def _contours(axis: Axes, mark: pic.Contours, panel: pic.Panel, colours: pic.ColourScale | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,8 +72,9 @@ def finish_plane(place: Place, linked: bool, height: float) -> None:
     cells = any(isinstance(mark, pic.Cells) for mark in place.panel.marks)
     filled = cells or any(isinstance(mark, pic.Heat | pic.Contours) for mark in place.panel.marks)
     for name, setting in (("x", place.panel.x), ("y", place.panel.y)):
+        label = _wrapped(setting.label, height) if name == "y" else setting.label
         options: dict[str, Any] = {
-            "title": {"text": safe(setting.label), "standoff": 6, "font": {"size": 12}}, "showgrid": not filled,
+            "title": {"text": safe(label), "standoff": 6, "font": {"size": 12}}, "showgrid": not filled,
             "gridcolor": GRID,
             "zeroline": False, "linecolor": MUTED, "showline": not cells, "ticks": "" if cells else "outside",
             "ticklen": 3,
@@ -106,6 +108,12 @@ def finish_plane(place: Place, linked: bool, height: float) -> None:
         place.settle(f"{name}axis", **options)
     if any(isinstance(mark, pic.Contours | pic.Heat) for mark in place.panel.marks):
         _shade_missing(place)
+
+
+def _wrapped(label: str, height: float) -> str:
+    """Break a vertical label that is longer than its panel, about 6.5 pixels a letter: it would run into the next one."""
+    width = max(16, int(height / 6.5))
+    return "\n".join(part for line in label.split("\n") for part in textwrap.wrap(line, width) or [""])
 
 
 def _shade_missing(place: Place) -> None:
