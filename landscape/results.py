@@ -57,11 +57,6 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "perturbation": {"loss_increase": ("lane", "radius", "draw"), "worst_case_increase": ("lane", "rho")},
     "flatness": dict.fromkeys(("loss", "gradient_norm", "num_examples"), ("lane",)),
-    "escape": {
-        "increase": ("lane", "step", "affected_lane"),
-        "increase_at_best": ("lane", "affected_lane"),
-        **dict.fromkeys(("best_decrease", "best_distance", "num_examples"), ("lane",)),
-    },
     "surface": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
     "surface_line": {"loss": ("pair", "alpha", "lane"), "done": ("pair", "alpha")},
     "surface_eigen": {"loss": ("pair", "beta", "alpha", "lane"), "done": ("pair", "beta", "alpha")},
@@ -89,7 +84,10 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # The groups that the analysis of a whole checkpoint (``landscape figures``, ``landscape run``) writes.
-WHOLE_ANALYSIS = ("accuracy", "spectrum", "perturbation", "surface", "surface_line", "surface_eigen")
+WHOLE_ANALYSIS = (
+    *("accuracy", "spectrum", "perturbation", "flatness", "escape"),
+    *("surface", "surface_line", "surface_eigen"),
+)
 
 PACKAGES = ("landscape-longtail", "torch", "numpy", "scipy", "xarray")
 

@@ -138,13 +138,13 @@ def test_axes_of_a_hessian_with_one_eigenvalue_are_still_two():
 
 def test_one_parameter_has_lines_and_no_planes():
     risk = AnalyticRisk(lambda t: t**2, torch.ones(1, dtype=torch.float64))
-    assert set(SCHEMA) - set(measure_everything(risk, "all", plan=SMALL)) == {"surface", "surface_eigen"}
+    assert set(WHOLE_ANALYSIS) - set(measure_everything(risk, "all", plan=SMALL)) == {"surface", "surface_eigen"}
 
 
 def test_a_plan_without_a_part_has_none():
     plan = replace(SMALL, eigen_points=0, escape_lengths=0, flatness=None, quadratic=False)
     groups = measure_everything(saddle(), "all", plan=plan)
-    assert set(SCHEMA) - set(groups) == {"surface_eigen", "escape", "flatness"}
+    assert set(WHOLE_ANALYSIS) - set(groups) == {"surface_eigen", "escape", "flatness"}
     assert "fitted_curvature" not in groups["surface_line"]
     table = summarise(groups)
     assert not [name for name in table.columns if name.startswith("escape")]
