@@ -45,7 +45,7 @@ class Plan:
     held_out
         Whether the lines are walked on the split that is not under study too, with the same cap.
     recalibrate
-        Whether the lines show both BatchNorm policies: recomputing statistics passes up to 2000 images at every point.
+        Whether the lines show both BatchNorm policies: recomputing statistics passes up to 1000 images at every point.
     quadratic
         Whether the lines get their quadratic models, exact and fitted.
     escape_lengths

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.flatness.normalised import logit_normalised
 from landscape.flatness.study import Estimate, Study
 from landscape.perturbation import lane_means, random_direction
 from landscape.randomness import stream
 from landscape.risk import ClassRisk
+from landscape.risk.normalised import logit_normalised
 
 # A perturbation (n,) of the weights from a stream.
 Draw = Callable[[torch.Generator], Tensor]

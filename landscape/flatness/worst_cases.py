@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.flatness.normalised import logit_normalised
 from landscape.flatness.study import Estimate, Study
 from landscape.perturbation import Norm, worst_case
 from landscape.randomness import stream
 from landscape.risk import ClassRisk, ModelRisk
+from landscape.risk.normalised import logit_normalised
 
 
 def _search(

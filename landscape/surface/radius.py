@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -12,13 +11,13 @@ import torch
 import xarray as xr
 from scipy.stats import binom
 from torch import Tensor
-from torch.nn import functional
 
 from landscape.errors import LandscapeError
 from landscape.perturbation import lane_means
 from landscape.results import Journal, keep_block, versions
-from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, ModelRisk, lanes_of
+from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
+from landscape.risk.normalised import logit_normalised
 from landscape.risk.points import walk_of
 from landscape.surface.axes import random_directions
 from landscape.surface.crossing import find_radii, require_deltas, require_scan
@@ -65,37 +64,6 @@ class RadiusOptions:
             raise LandscapeError(f"num_directions: expected at least 1, got {self.num_directions}")
         if self.logits not in ("raw", "normalised"):
             raise LandscapeError(f"logits: expected 'raw' or 'normalised', got {self.logits!r}")
-
-
-def logit_normalised(risk: ClassRisk) -> ClassRisk:
-    r"""Return the same risk with :math:`\mathrm{CE}(\bar f / \|\bar f\|_2, y)`, f minus its mean, as every example's loss.
-
-    Parameters
-    ----------
-    risk
-        A network's; it is left as it is.
-
-    Raises
-    ------
-    LandscapeError
-        For a risk without logits.
-
-    Notes
-    -----
-    Source: Andriushchenko et al., ICML 2023 (the logit normalisation of their sharpness). An example whose logits are
-    all equal keeps zero logits: it is guessed, loss log C.
-    """
-    if not isinstance(risk, ModelRisk):
-        raise LandscapeError("logits 'normalised': this risk has no logits, it is not a network's; use 'raw'")
-    clone = copy.copy(risk)
-    clone.loss, clone.loss_name = _normalised_cross_entropy, "logit-normalised ce"
-    clone.attributes = {**risk.attributes, "objective": clone.loss_name}
-    return clone
-
-
-def _normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    centred = logits - logits.mean(1, keepdim=True)
-    return functional.cross_entropy(functional.normalize(centred, dim=1), labels, reduction="none")
 
 
 def measure_radii(

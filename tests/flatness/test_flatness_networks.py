@@ -13,13 +13,13 @@ from torch.func import functional_call
 
 from landscape.errors import LandscapeError
 from landscape.flatness import MEASURES
-from landscape.flatness.normalised import logit_normalised
 from landscape.flatness.slopes import slopes_along
 from landscape.models import NormedLinear
 from landscape.perturbation import worst_case
 from landscape.randomness import stream
 from landscape.risk import ModelRisk
 from landscape.risk.features import features_and_logits
+from landscape.risk.normalised import logit_normalised
 
 LENGTHS = {"num_pairs": 3, "ascent_steps": 3, "sigma": 0.05, "rho_linf": 0.01, "adaptive_rho_linf": 0.01}
 

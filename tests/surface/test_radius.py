@@ -14,6 +14,7 @@ from landscape.errors import LandscapeError
 from landscape.randomness import numpy_stream, stream
 from landscape.results import Journal, load_results, save_results
 from landscape.risk import AnalyticRisk, ModelRisk
+from landscape.risk.normalised import logit_normalised
 from landscape.surface import (
     RadiusOptions,
     automatic_range,
@@ -23,7 +24,7 @@ from landscape.surface import (
     measure_surface,
     random_directions,
 )
-from landscape.surface.radius import logit_normalised, median_ranks, medians
+from landscape.surface.radius import median_ranks, medians
 
 SQUARE = torch.eye(2, dtype=torch.float64)
 

@@ -7,7 +7,9 @@ import copy
 from torch import Tensor
 from torch.nn import functional
 
-from landscape.risk import ModelRisk
+from landscape.errors import LandscapeError
+from landscape.risk.model import ModelRisk
+from landscape.risk.protocol import ClassRisk
 
 NAME = "ce of normalised logits"
 
@@ -28,8 +30,16 @@ def normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(functional.normalize(centred, dim=1), labels, reduction="none")
 
 
-def logit_normalised(risk: ModelRisk) -> ModelRisk:
-    """Return the same risk, weights and data with :func:`normalised_cross_entropy` in the place of its loss."""
+def logit_normalised(risk: ClassRisk) -> ModelRisk:
+    """Return the same risk, weights and data with :func:`normalised_cross_entropy` in the place of its loss.
+
+    Raises
+    ------
+    LandscapeError
+        For a risk without logits.
+    """
+    if not isinstance(risk, ModelRisk):
+        raise LandscapeError("logits 'normalised': this risk has no logits, it is not a network's; use 'raw'")
     clone = copy.copy(risk)
     clone.loss, clone.loss_name = normalised_cross_entropy, NAME
     clone.attributes = {**risk.attributes, "objective": NAME}
