@@ -11,6 +11,7 @@ import xarray as xr
 
 from landscape.figures import preparation as prep
 from landscape.figures import quantities as of
+from landscape.figures.contours import which_pair
 from landscape.figures.drawing import arrange, render
 from landscape.figures.picture import Array, Axis, Backend, Band, Heat, Line, Mark, Panel, Picture, Points, Text
 from landscape.figures.style import INK, MUTED
@@ -57,7 +58,8 @@ def plot_difference(
     title = f"{of.noun(variable)}: {_checkpoint(first, 'first')} minus {_checkpoint(first, 'second')}"
     if len(data) > 1:
         title = f"{of.noun(variable)}: differences of checkpoints"
-    return render(replace(picture, title=title, card=prep.scale_card(data, lanes=chosen)), backend)
+    note = f"{which_pair(data, pair)} {picture.note}".strip()
+    return render(replace(picture, title=title, note=note, card=prep.scale_card(data, lanes=chosen)), backend)
 
 
 def _checkpoint(dataset: xr.Dataset, which: str) -> str:

@@ -312,6 +312,20 @@ def test_a_difference_is_drawn_around_zero_with_strokes_where_its_interval_conta
     np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(3, 6), expected)
 
 
+@pytest.mark.parametrize("pair", [None, 1])
+def test_a_difference_says_which_pair_of_directions_is_drawn(pair):
+    """Two pairs that differ: the drawn one is named, and its values are those of that pair."""
+    one = difference().isel(beta=0, drop=True).isel(pair=[0])
+    other = one.assign(loss_difference=one["loss_difference"] + 3.0)
+    both = xr.concat([one, other.assign_coords(pair=[1])], "pair")
+    figure = figures.plot_difference(both, lanes=["head"], pair=pair, backend="plotly")
+    assert f"Direction pair {pair or 0} of 2" in note_of(figure)
+    drawn = [t for t in figure.data if t.mode == "lines" and len(t.x) == len(ALPHA)]
+    expected = both["loss_difference"].sel(pair=pair or 0, lane="head").values
+    assert any(np.allclose(t.y, expected) for t in drawn)
+    assert "Direction pair" not in note_of(figures.plot_difference(one, lanes=["head"], backend="plotly"))
+
+
 def test_without_intervals_there_are_no_strokes_and_the_note_says_so():
     figure = figures.plot_difference(difference(None), lanes=["head"], backend="plotly")
     assert strokes(figure) == set()
