@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,16 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(trained) -> Path:
     return trained / "checkpoint.safetensors"
+
+
+@pytest.fixture
+def two(checkpoint, tmp_path) -> list[Path]:
+    """Two checkpoints whose folders tell them apart."""
+    paths = [tmp_path / name / "checkpoint.safetensors" for name in ("sgd", "sam")]
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(checkpoint, path)
+    return paths
 
 
 @pytest.fixture(scope="session")

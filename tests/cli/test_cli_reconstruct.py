@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from cli_cases import landscape, refuses, succeeds
@@ -11,16 +10,6 @@ from cli_cases import landscape, refuses, succeeds
 from landscape.reconstruction import RECONSTRUCTIONS, writing
 
 FEW = ("--max-per-class", "2", "--points", "3")
-
-
-@pytest.fixture
-def two(checkpoint, tmp_path):
-    """Two checkpoints whose folders tell them apart."""
-    paths = [tmp_path / name / "checkpoint.safetensors" for name in ("sgd", "sam")]
-    for path in paths:
-        path.parent.mkdir()
-        shutil.copy(checkpoint, path)
-    return paths
 
 
 @pytest.fixture

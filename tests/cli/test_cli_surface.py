@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,16 +11,6 @@ from cli_cases import refuses, succeeds
 from landscape.results import load_results
 
 FEW = ("--max-per-class", "2", "--lanes", "groups,all")
-
-
-@pytest.fixture
-def two(checkpoint, tmp_path):
-    """Two checkpoints whose folders tell them apart."""
-    paths = [tmp_path / name / "checkpoint.safetensors" for name in ("sgd", "sam")]
-    for path in paths:
-        path.parent.mkdir()
-        shutil.copy(checkpoint, path)
-    return paths
 
 
 @pytest.fixture
