@@ -88,6 +88,26 @@ def training_options(
     lr: Annotated[float | None, option("--lr", "Initial learning rate.", MODEL)] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", "L2 weight decay.", MODEL)] = None,
     schedule: Annotated[str | None, option("--schedule", "ldam, multistep, cosine or constant.", MODEL)] = None,
+    model_option: Annotated[list[str] | None, option("--model-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
+    start: Annotated[Path | None, option("--start", "Checkpoint whose weights training starts from.", MODEL)] = None,
+    trainable: Annotated[
+        str | None, option("--trainable", "all, head, backbone, prompts or a regular expression.", MODEL)
+    ] = None,
+    augmentation: Annotated[str | None, option("--augmentation", "Name of the training transform.", DATA)] = None,
+    sampler: Annotated[str | None, option("--sampler", "Which examples make up an epoch.", DATA)] = None,
+    sampler_option: Annotated[
+        list[str] | None, option("--sampler-option", "NAME=VALUE; may be repeated.", DATA)
+    ] = None,
+    mixup: Annotated[float | None, option("--mixup", "Parameter of mixup's Beta distribution; 0: none.", MODEL)] = None,
+    method: Annotated[str | None, option("--method", "How a batch becomes losses: plain.", MODEL)] = None,
+    method_option: Annotated[list[str] | None, option("--method-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
+    second_stage: Annotated[str | None, option("--second-stage", "A second training on top: crt.", MODEL)] = None,
+    second_option: Annotated[
+        list[str] | None, option("--second-option", "NAME=VALUE of the second stage, such as epochs=20.", MODEL)
+    ] = None,
+    precision: Annotated[str | None, option("--precision", "float32, bfloat16 or float16 (mixed).", MODEL)] = None,
+    compile: Annotated[bool, option("--compile", "Compile the network.", MODEL)] = False,
+    accumulate: Annotated[int | None, option("--accumulate", "Pieces a batch is cut into.", MODEL)] = None,
     seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,
     dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
@@ -249,13 +269,15 @@ def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
 
     names = ["dataset", "imbalance_ratio", "profile", "selection", "group_rule", "model", "head", "loss", "reweight"]
     names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed"]
+    names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "compile"]
+    names += ["accumulate"]
     chosen = {name: given[name] for name in names if given[name] is not None}
-    if given["data_dir"] is not None:
-        chosen["data_dir"] = str(given["data_dir"])
+    chosen |= {name: str(given[name]) for name in ("data_dir", "start") if given[name] is not None}
+    for kind in ("model", "loss", "sampler", "method", "second"):
+        chosen[f"{kind}_options"] = parse_settings(given[f"{kind}_option"], f"--{kind}-option")
     return TrainSpec(
         mean=parse_numbers(given["mean"], "--mean"),
         std=parse_numbers(given["std"], "--std"),
-        loss_options=parse_settings(given["loss_option"], "--loss-option"),
         **chosen,
         **more,
     )

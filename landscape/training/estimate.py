@@ -12,15 +12,9 @@ from torch import Tensor
 from landscape.checkpoint import write_checkpoint
 from landscape.threads import suitable_threads
 from landscape.training.evaluation import evaluate
-from landscape.training.loop import (
-    Run,
-    batches_of,
-    begin_epoch,
-    build_run,
-    checkpoint_spec,
-    resolve_device,
-    take_step,
-)
+from landscape.training.loop import batches_of, begin_epoch, take_step
+from landscape.training.record import checkpoint_spec
+from landscape.training.setup import Run, build_run, resolve_device
 from landscape.training.spec import TrainSpec
 
 NUM_TIMED_STEPS = 3

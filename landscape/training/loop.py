@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.checkpoint import write_checkpoint
-from landscape.data import Batches, Dataset
+from landscape.data import Dataset
 from landscape.errors import LandscapeError
-from landscape.losses import Reweighting, build_loss
-from landscape.models import build_model
-from landscape.optimizers import NeighbourhoodOptimizer, build_optimizer
 from landscape.randomness import stream
-from landscape.results import versions
 from landscape.threads import suitable_threads
 from landscape.training import folder as files
 from landscape.training.evaluation import Evaluation, evaluate
+from landscape.training.methods import MiniBatch
+from landscape.training.record import checkpoint_spec, run_record
 from landscape.training.schedules import learning_rate
-from landscape.training.spec import BASES, TrainSpec
+from landscape.training.second_stages import first_folder, split_stages
+from landscape.training.setup import Run, build_run, resolve_device, set_training_mode
+from landscape.training.spec import TrainSpec
 
 logger = logging.getLogger(__name__)
 
@@ -38,66 +36,6 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Show it; what it raises ends the run, which can be resumed."""
-
-
-class Objective(nn.Module):
-    r"""The per-example losses that training averages: the loss, re-weighted as the epoch demands.
-
-    Parameters
-    ----------
-    loss
-        Per-example loss, (B, C) logits and (B,) labels to (B,).
-    reweighting
-        Class weights by epoch; the mean of the result is the published :math:`\sum w_y \ell / \sum w_y` of the batch.
-
-    Attributes
-    ----------
-    epoch : int
-        The epoch in force, counted from 0; the training loop sets it.
-    """
-
-    def __init__(self, loss: nn.Module, reweighting: Reweighting) -> None:
-        super().__init__()
-        self.loss = loss
-        self.reweighting = reweighting
-        self.epoch = 0
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses, (B,)."""
-        losses: Tensor = self.reweighting(self.loss(logits, labels), labels, self.epoch)
-        return losses
-
-
-@dataclass
-class Run:
-    """What an epoch needs."""
-
-    spec: TrainSpec
-    dataset: Dataset
-    device: torch.device
-    model: nn.Module
-    objective: Objective
-    optimizer: NeighbourhoodOptimizer
-    batches: Batches
-    history: list[dict[str, Any]]
-
-    @property
-    def num_inputs(self) -> int:
-        """Numbers in a batch of inputs."""
-        return self.spec.batch_size * self.dataset.train.images[0].numel()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device to compute on; ``auto`` is the GPU if there is one; LandscapeError if it is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise LandscapeError(f"cannot compute on device '{device}' ({reason}): choose auto, cpu or cuda") from None
-    return resolved
 
 
 def train(
@@ -122,7 +60,8 @@ def train(
         Folder for ``checkpoint.safetensors`` (the last epoch's weights), ``history.csv`` (per epoch: learning rate,
         training loss as the optimizer saw it, seconds, and on the test images the unweighted training loss and the
         accuracy of ``all``, ``head``, ``medium``, ``tail`` and each class), ``run.json`` (spec, versions, environment,
-        timings), with ``snapshot_every`` also ``epoch-0010.safetensors`` and so on; while it runs, ``state.pt``.
+        timings), with ``snapshot_every`` also ``epoch-0010.safetensors`` and so on; while it runs, ``state.pt``. The
+        first of two stages has a folder ``stage-1`` of its own in it.
     device
         ``cpu``, ``cuda``, ``auto`` or a torch device.
     resume
@@ -140,6 +79,10 @@ def train(
     LandscapeError
         If ``out`` cannot be written or holds another run, the device is not there, or the training diverges.
     """
+    if spec.second_stage is not None:
+        first, second = split_stages(spec)
+        train(first, first_folder(out), device=device, resume=resume, progress=progress)
+        return train(second, out, device=device, resume=resume, progress=progress)
     chosen = resolve_device(device)
     out = files.prepare_folder(out)
     state = files.find_state(out, spec, resume=resume)
@@ -149,7 +92,7 @@ def train(
         if progress is not None:
             progress(spec.epochs, spec.epochs, text)
         return out / files.CHECKPOINT
-    run = build_run(spec, chosen)
+    run = build_run(spec, chosen, folder=out)
     if state is not None:
         _restore(run, state)
         logger.info("resuming %s after epoch %d of %d", out, len(run.history), spec.epochs)
@@ -162,46 +105,9 @@ def train(
         return _finish(run, out)
 
 
-def build_run(spec: TrainSpec, device: torch.device) -> Run:
-    """Build everything that a run needs from its specification, at epoch 0."""
-    dataset = spec.load_data()
-    model = build_model(
-        spec.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.train.images.shape[1],
-        image_size=dataset.image_size,
-        head=spec.resolved_head,
-        seed=spec.seed,
-    ).to(device)
-    loss = build_loss(spec.loss, dataset.train_counts, **spec.loss_options)
-    reweighting = Reweighting(spec.reweight, dataset.train_counts, start_epoch=spec.drw_epoch)
-    objective = Objective(loss, reweighting).to(device)
-    optimizer = build_optimizer(
-        spec.optimizer,
-        model.parameters(),
-        base=BASES[spec.base],
-        base_options=spec.base_options,
-        model=model,
-        criterion=objective,
-        class_counts=dataset.train_counts,
-        tail_classes=None if "eta" in spec.optimizer_options else dataset.groups.members["tail"] or None,
-        bn_statistics=spec.bn_statistics,
-        **spec.optimizer_options,
-    )
-    return Run(
-        spec=spec,
-        dataset=dataset,
-        device=device,
-        model=model,
-        objective=objective,
-        optimizer=optimizer,
-        batches=Batches(dataset, batch_size=spec.batch_size, device=device, augment=spec.augment),
-        history=[],
-    )
-
-
 def _restore(run: Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
+    run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.history.extend(state["history"])
 
@@ -218,8 +124,9 @@ def begin_epoch(run: Run, epoch: int) -> float:
     if hasattr(run.objective.loss, "generator"):  # a loss that draws noise
         noise = stream(spec.seed, f"{streams}/loss", device=run.device)
         setattr(run.objective.loss, "generator", noise)  # noqa: B010  (not every loss declares it)
-    run.model.train()
-    run.objective.train()
+    run.method.start_epoch(epoch)
+    run.drawing = stream(spec.seed, f"{streams}/method")
+    set_training_mode(run)
     return lr
 
 
@@ -230,7 +137,10 @@ def batches_of(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def take_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     """Take one optimizer step on a batch; return the mean loss where the optimizer first evaluated it."""
-    return run.optimizer.step(lambda: run.objective(run.model(images), labels), labels)
+    closures = run.method.closures(MiniBatch((images,), labels, run.drawing))
+    loss = run.optimizer.step(closures.descent, closures.labels)
+    run.method.after_step()
+    return loss
 
 
 def _run_epoch(run: Run, epoch: int) -> None:
@@ -289,79 +199,18 @@ def _write_epoch(run: Run, out: Path) -> None:
     state = {
         "spec": json.dumps(run.spec.to_dict()),
         "model": run.model.state_dict(),
+        "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "history": run.history,
     }
     files.write_state(out / files.STATE, state)
     files.write_history(out / files.HISTORY, run.history)
-    files.write_record(out / files.RECORD, _record(run, is_finished=False))
+    files.write_record(out / files.RECORD, run_record(run, is_finished=False))
 
 
 def _finish(run: Run, out: Path) -> Path:
     path = write_checkpoint(out / files.CHECKPOINT, run.model.state_dict(), checkpoint_spec(run))
     files.write_history(out / files.HISTORY, run.history)
-    files.write_record(out / files.RECORD, _record(run, is_finished=True))
+    files.write_record(out / files.RECORD, run_record(run, is_finished=True))
     (out / files.STATE).unlink(missing_ok=True)  # last: whatever failed before can be resumed
     return path
-
-
-def _accuracy(run: Run) -> dict[str, float]:
-    """Return the test accuracy per lane after the last epoch; empty if it was not evaluated."""
-    if not run.history:
-        return {}
-    columns = {name.partition("/"): value for name, value in run.history[-1].items()}
-    lanes = {lane: value for (kind, _, lane), value in columns.items() if kind == "test_accuracy"}
-    return {lane: value for lane, value in lanes.items() if not math.isnan(value)}  # an empty group; JSON has no NaN
-
-
-def checkpoint_spec(run: Run) -> dict[str, Any]:
-    """Return what the checkpoint says about itself; nothing in it depends on when or how fast the run was."""
-    spec, dataset = run.spec, run.dataset
-    _, in_channels, height, _ = dataset.train.images.shape
-    return {
-        "model": spec.model,
-        "head": spec.resolved_head,
-        "num_classes": dataset.num_classes,
-        "class_names": list(dataset.class_names),
-        "in_channels": in_channels,
-        "image_size": height,
-        "loss": spec.loss,
-        "loss_options": spec.loss_options,
-        "class_counts": list(dataset.train_counts),
-        "reweight": spec.reweight,
-        "drw_epoch": spec.drw_epoch,
-        "data": dataset.recipe,
-        "groups": {"rule": dataset.groups.rule, "members": {k: list(v) for k, v in dataset.groups.members.items()}},
-        "normalization": {"mean": list(dataset.mean), "std": list(dataset.std)},
-        "optimizer": spec.optimizer,
-        "optimizer_options": dataclasses.asdict(run.optimizer.rule),  # type: ignore[call-overload]  # with its defaults
-        "base": spec.base,
-        "base_options": spec.base_options,
-        "schedule": spec.schedule,
-        "batch_size": spec.batch_size,
-        "bn_statistics": spec.bn_statistics,
-        "epochs": spec.epochs,
-        "epoch": len(run.history),
-        "seed": spec.seed,
-        "versions": versions(),
-        "accuracy": _accuracy(run),
-    }
-
-
-def _record(run: Run, *, is_finished: bool) -> dict[str, Any]:
-    seconds = [row["seconds"] for row in run.history]
-    num_images = len(run.dataset.train) * len(seconds)
-    return {
-        "finished": is_finished,
-        "spec": run.spec.to_dict(),
-        "checkpoint": checkpoint_spec(run),
-        "environment": files.describe_environment(run.device),
-        "timings": {
-            "num_epochs": len(seconds),
-            "seconds": sum(seconds),
-            "seconds_per_epoch": sum(seconds) / len(seconds),
-            "images_per_second": num_images / sum(seconds),
-            "num_forwards": run.optimizer.num_forwards,
-            "num_backwards": run.optimizer.num_backwards,
-        },
-    }

@@ -16,34 +16,21 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import COSINE_LOSSES, LOSSES, build_loss
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS, build_optimizer
+from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
+from landscape.training.methods import METHODS, check_method
 from landscape.training.schedules import SCHEDULES
 
 BASES: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 HEADS = ("auto", "linear", "cosine")
 REWEIGHTINGS = ("none", "cb", "drw")
 BN_STATISTICS = ("every-pass", "first-pass")
+FROZEN_BATCHNORM = ("update", "frozen")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
+OPTIONS = (
+    "model_options", "loss_options", "method_options", "second_options", "optimizer_options", "sampler_options",
+)  # fmt: skip
 AUTO: Any = None  # stands for the data set's entry in DEFAULTS until the spec is built
-
-# CIFAR: LDAM-DRW, Saddle-LongTail and VS, released scripts. Digits: ours, chosen so that plain SGD at ratio 20 fits the
-# head and not the tail, in under a minute on two cores.
-CIFAR_DEFAULTS: dict[str, Any] = {
-    "model": "resnet32",
-    "epochs": 200,
-    "batch_size": 128,
-    "lr": 0.1,
-    "weight_decay": 2e-4,
-    "schedule": "ldam",
-}
-DIGITS_DEFAULTS: dict[str, Any] = {
-    "model": "convnet",
-    "epochs": 60,
-    "batch_size": 32,
-    "lr": 0.05,
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-}
-DEFAULTS: dict[str, dict[str, Any]] = {"digits-lt": DIGITS_DEFAULTS}  # every other data set: CIFAR_DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -57,8 +44,18 @@ class TrainSpec:
     ----------
     dataset, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std
         Arguments of :func:`landscape.data.load_dataset`.
-    model
-        A name in ``MODELS``; per data set.
+    model, model_options
+        A name in ``MODELS``, per data set, and its options.
+    start
+        Checkpoint file whose weights the training starts from, absolute or relative to the run's folder.
+    trainable
+        Which parameters are trained: ``all`` (that require a gradient), ``head``, ``backbone``, ``prompts`` or another
+        choice of :func:`landscape.layout.choose_parameters`. The others are held fixed.
+    reinitialise_head
+        Whether the classifier is drawn anew, with ``start``.
+    frozen_batchnorm
+        What normalisation layers do whose weights are held fixed: ``update`` their running statistics (as released
+        for cRT, MiSLAS and CC-SAM), or stay ``frozen`` (GCL).
     head
         ``linear``, ``cosine``, or ``auto``: cosine for the losses that are defined on cosines.
     loss, loss_options
@@ -67,6 +64,13 @@ class TrainSpec:
         ``none``; ``cb``, class-balanced weights throughout; ``drw``, class-balanced weights from ``drw_start`` on.
     drw_start
         Share of the epochs before DRW's weights switch on; 0.8 is the published 160 of 200.
+    method, method_options
+        How a batch becomes losses: a name in ``METHODS`` and its options.
+    mixup
+        Parameter of mixup's Beta distribution, as far as the method mixes; 0: no mixup.
+    second_stage, second_options
+        A name in ``SECOND_STAGES``: a second training that starts from the weights of this one, and the fields of this
+        record that differ from that stage's defaults. See :mod:`landscape.training.second_stages`.
     optimizer, optimizer_options
         A name in ``OPTIMIZERS`` and its options. The methods that tell head from tail take the tail group of the data
         set, unless their option ``eta`` is given (or the group is empty): then the classes below eta examples.
@@ -80,8 +84,16 @@ class TrainSpec:
         Whether every forward pass of a step updates BatchNorm's running statistics, or only the first.
     seed
         Root of every random stream: initial weights, batches, augmentation, noise.
-    augment
-        Whether training uses the data set's augmentation.
+    augment, augmentation
+        Whether training augments, and how: a name in ``TRANSFORMS``, by default the data set's own.
+    sampler, sampler_options
+        Which examples make up an epoch: a name in ``SAMPLERS`` and its options.
+    precision
+        ``float32``, or automatic mixed precision in ``bfloat16`` or ``float16`` (with loss scaling).
+    compile
+        Whether the network is compiled (``torch.compile``).
+    accumulate
+        Pieces that a batch is cut into, whose gradients are summed: the memory of one piece, the step of the batch.
     evaluate_every
         Epochs between two evaluations on the test images; the last epoch is always evaluated.
     snapshot_every
@@ -109,11 +121,21 @@ class TrainSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     model: str = AUTO
+    model_options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    trainable: str = "all"
+    reinitialise_head: bool = False
+    frozen_batchnorm: Literal["update", "frozen"] = "update"
     head: Literal["auto", "linear", "cosine"] = "auto"
     loss: str = "ce"
     loss_options: dict[str, Any] = field(default_factory=dict)
     reweight: Literal["none", "cb", "drw"] = "none"
     drw_start: float = 0.8
+    method: str = "plain"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    mixup: float = 0.0
+    second_stage: str | None = None
+    second_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     base: Literal["sgd", "adamw"] = "sgd"
@@ -126,6 +148,12 @@ class TrainSpec:
     bn_statistics: Literal["every-pass", "first-pass"] = "every-pass"
     seed: int = 0
     augment: bool = True
+    augmentation: str | None = None
+    sampler: str = "uniform"
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    accumulate: int = 1
     evaluate_every: int = 1
     snapshot_every: int = 0
 
@@ -140,13 +168,15 @@ class TrainSpec:
             "base": ("base optimizer", BASES),
             "schedule": ("schedule", SCHEDULES),
             "bn_statistics": ("BatchNorm rule", dict.fromkeys(BN_STATISTICS)),
+            "frozen_batchnorm": ("rule for frozen BatchNorm", dict.fromkeys(FROZEN_BATCHNORM)),
+            "method": ("method", METHODS),
+            "precision": ("precision", dict.fromkeys(PRECISIONS)),
         }
         resolved = dict(DEFAULTS.get(self.dataset, CIFAR_DEFAULTS))
         resolved = {name: value for name, value in resolved.items() if getattr(self, name) is None}
         resolved |= {name: tuple(v) for name in ("mean", "std") if (v := getattr(self, name)) is not None}
-        resolved |= {name: dict(getattr(self, name)) for name in ("loss_options", "optimizer_options")}
-        if self.data_dir is not None:
-            resolved["data_dir"] = str(self.data_dir)
+        resolved |= {name: dict(getattr(self, name)) for name in OPTIONS}
+        resolved |= {name: str(v) for name in ("data_dir", "start") if (v := getattr(self, name)) is not None}
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
         for name, (kind, registry) in known.items():
@@ -156,12 +186,12 @@ class TrainSpec:
         self._check_options()
 
     def _check_numbers(self) -> None:
-        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "snapshot_every": 0, "seed": 0}
+        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "snapshot_every": 0, "seed": 0, "accumulate": 1}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LandscapeError(f"expected {name} to be a whole number >= {least}, got {value!r}")
-        for name in ("lr", "momentum", "weight_decay", "drw_start"):
+        for name in ("lr", "momentum", "weight_decay", "drw_start", "mixup"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise LandscapeError(f"expected {name} to be a finite number >= 0, got {value!r}")
@@ -175,6 +205,7 @@ class TrainSpec:
 
     def _check_options(self) -> None:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
+        check_method(self.method, self.method_options)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
         model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 2)  # initialising draws from the global generator
         build_optimizer(
