@@ -36,6 +36,7 @@ def checkpoint_spec(run: Run) -> dict[str, Any]:
         "loss_options": spec.loss_options,
         "class_counts": list(dataset.train_counts),
         "reweight": spec.reweight,
+        "reweight_beta": spec.reweight_beta,
         "drw_epoch": spec.drw_epoch,
         "data": dataset.recipe,
         "groups": {"rule": dataset.groups.rule, "members": {k: list(v) for k, v in dataset.groups.members.items()}},

@@ -68,7 +68,7 @@ def build_run(spec: TrainSpec, device: torch.device, *, folder: Path | None = No
     trained = choose_trainable(model, spec)
     model = model.to(device)
     loss = build_loss(spec.loss, dataset.train_counts, **spec.loss_options)
-    reweighting = Reweighting(spec.reweight, dataset.train_counts, start_epoch=spec.drw_epoch)
+    reweighting = Reweighting(spec.reweight, dataset.train_counts, beta=spec.reweight_beta, start_epoch=spec.drw_epoch)
     objective = Objective(loss, reweighting).to(device)
     setting = Setting(model, objective, dataset.train_counts, spec.epochs, mixup=spec.mixup)
     method = build_method(spec.method, setting, **spec.method_options).to(device)

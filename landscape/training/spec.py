@@ -13,7 +13,7 @@ import torch
 
 from landscape.data import DATASETS, Dataset, load_dataset
 from landscape.errors import LandscapeError, unknown_name
-from landscape.losses import COSINE_LOSSES, LOSSES, build_loss
+from landscape.losses import COSINE_LOSSES, LOSSES, build_loss, class_balanced_weights
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS, build_optimizer
 from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
@@ -62,6 +62,8 @@ class TrainSpec:
         A name in ``LOSSES`` and its options.
     reweight
         ``none``; ``cb``, class-balanced weights throughout; ``drw``, class-balanced weights from ``drw_start`` on.
+    reweight_beta
+        Of the effective numbers behind the class weights: 0.9999 as released for LDAM-DRW, 0.9998 for GNM.
     drw_start
         Share of the epochs before DRW's weights switch on; 0.8 is the published 160 of 200.
     method, method_options
@@ -130,6 +132,7 @@ class TrainSpec:
     loss: str = "ce"
     loss_options: dict[str, Any] = field(default_factory=dict)
     reweight: Literal["none", "cb", "drw"] = "none"
+    reweight_beta: float = 0.9999
     drw_start: float = 0.8
     method: str = "plain"
     method_options: dict[str, Any] = field(default_factory=dict)
@@ -207,6 +210,7 @@ class TrainSpec:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
         check_method(self.method, self.method_options)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
+        class_balanced_weights([1, 1], self.reweight_beta)
         model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 2)  # initialising draws from the global generator
         build_optimizer(
             self.optimizer,
