@@ -146,6 +146,8 @@ def test_a_command_is_what_the_program_accepts(command, tmp_path, monkeypatch):
     elif name == "run":
         names = opt.parse_names(given["optimizers"], "--optimizers")
         RunSpec(opt.train_spec(given), names, opt.analysis_spec(given), given["split"], given["objective"])
+    elif name == "cost":
+        opt.train_spec(given)
     elif name not in ("compare", "draw", "export"):
         opt.checkpoint_source(given["checkpoint"], given)
         assert "preset" not in given or opt.analysis_spec(given)

@@ -7,6 +7,7 @@ import sys
 
 from landscape.cli import (  # importing registers commands
     analyse,  # noqa: F401
+    cost,  # noqa: F401
     escape,  # noqa: F401
     exchange,  # noqa: F401
     flatness,  # noqa: F401

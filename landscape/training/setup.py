@@ -56,12 +56,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def build_run(spec: TrainSpec, device: torch.device, *, folder: Path | None = None) -> Run:
+def build_run(
+    spec: TrainSpec, device: torch.device, *, folder: Path | None = None, dataset: Dataset | None = None
+) -> Run:
     """Build everything that a run needs from its specification, at epoch 0.
 
-    ``folder`` is where the run is written; ``spec.start`` may be relative to it.
+    ``folder`` is where the run is written; ``spec.start`` may be relative to it. ``dataset`` is the specification's
+    data set where it has been loaded before.
     """
-    dataset = spec.load_data()
+    dataset = dataset or spec.load_data()
     model = build_network(spec, dataset)
     if spec.start is not None:
         load_start(model, spec, folder)
