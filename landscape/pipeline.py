@@ -85,7 +85,7 @@ class RunSpec:
         if len(set(self.optimizers)) != len(self.optimizers):
             raise LandscapeError(f"--optimizers: each name once, got {','.join(self.optimizers)}")
         for name in self.optimizers:
-            replace(self.train, optimizer=name)
+            self.train.with_optimizer(name)
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _train_and_analyse(
 ) -> dict[str, xr.Dataset]:
     """Train and analyse with the one optimizer of ``spec``."""
     tell(f"{stage}: training")
-    run = replace(spec.train, optimizer=spec.optimizers[0])
+    run = spec.train.with_optimizer(spec.optimizers[0])
     path = train(run, folder, device=spec.device, resume=True, progress=progress)
     tell(f"{stage}: analysing")
     source = CheckpointSource(path, split=spec.split, loss=spec.objective, device=spec.device)
@@ -344,7 +344,7 @@ def estimate_run(spec: RunSpec) -> dict[str, tuple[float, int]]:
     """
     stages = {}
     for name in spec.optimizers:
-        stages[f"training with {name}"] = estimate_training(replace(spec.train, optimizer=name), device=spec.device)
+        stages[f"training with {name}"] = estimate_training(spec.train.with_optimizer(name), device=spec.device)
     with tempfile.TemporaryDirectory() as folder:
         path = untrained_checkpoint(spec.train, folder)
         ready = prepare(

@@ -140,15 +140,14 @@ def test_a_command_is_what_the_program_accepts(command, tmp_path, monkeypatch):
     name, *arguments = command.words
     given = COMMAND.commands[name].make_context(name, arguments).params
     if name == "train":
-        rule = opt.parse_settings(given["optimizer_option"], "--optimizer-option")
-        spec = opt.train_spec(given, optimizer=given["optimizer"], optimizer_options=rule)
+        spec = opt.train_spec(given)
         assert given["resume"] or spec.to_dict()
     elif name == "run":
         names = opt.parse_names(given["optimizers"], "--optimizers")
         RunSpec(opt.train_spec(given), names, opt.analysis_spec(given), given["split"], given["objective"])
     elif name == "cost":
         opt.train_spec(given)
-    elif name not in ("compare", "draw", "export"):
+    elif name not in ("compare", "draw", "export", "recipes"):
         opt.checkpoint_source(given["checkpoint"], given)
         assert "preset" not in given or opt.analysis_spec(given)
 

@@ -11,6 +11,7 @@ from landscape.cli import (  # importing registers commands
     escape,  # noqa: F401
     exchange,  # noqa: F401
     flatness,  # noqa: F401
+    recipes,  # noqa: F401
     reconstruct,  # noqa: F401
     spectrum,  # noqa: F401
     surface,  # noqa: F401

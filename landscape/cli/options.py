@@ -22,6 +22,15 @@ DATA = "Data"
 MODEL = "Model and training"
 ANALYSIS = "Analysis"
 DEVICES = ("auto", "cpu", "cuda")
+# Whose options --KIND-option sets: the field that names the owner.
+OWNERS = {
+    "model": "model",
+    "loss": "loss",
+    "sampler": "sampler",
+    "method": "method",
+    "second": "second_stage",
+    "optimizer": "optimizer",
+}
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Checkpoint = Annotated[
@@ -72,6 +81,10 @@ def data_options(
 
 
 def training_options(
+    recipe: Annotated[
+        str | None,
+        option("--recipe", "A published setting, see 'landscape recipes'; other options override it.", MODEL),
+    ] = None,
     profile: Annotated[str | None, option("--profile", "exponential or step.", DATA)] = None,
     selection: Annotated[
         str | None, option("--selection", "Examples a class keeps: seed0, seed42 or first.", DATA)
@@ -108,7 +121,7 @@ def training_options(
     precision: Annotated[str | None, option("--precision", "float32, bfloat16 or float16 (mixed).", MODEL)] = None,
     compile: Annotated[bool, option("--compile", "Compile the network.", MODEL)] = False,
     accumulate: Annotated[int | None, option("--accumulate", "Pieces a batch is cut into.", MODEL)] = None,
-    seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,
+    seed: Annotated[int | None, option("--seed", "Root of every random stream: 0, or the recipe's.")] = None,
     dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
     """Options of the commands that train."""
@@ -260,24 +273,42 @@ def analysis_spec(given: dict[str, Any]) -> AnalysisSpec:
     """Return the analysis that the options describe."""
     from landscape.pipeline import AnalysisSpec
 
-    return AnalysisSpec(**{name: given[name] for name in ("preset", "lanes", "group_average", "seed", "max_per_class")})
+    names = ("preset", "lanes", "group_average", "max_per_class")
+    return AnalysisSpec(seed=given["seed"] or 0, **{name: given[name] for name in names})
 
 
 def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
-    """Return the training run that the options describe; what was not given takes the data set's recipe."""
+    """Return the training run that the options describe; what was not given is the recipe's, else the data set's."""
     from landscape.training import TrainSpec
 
     names = ["dataset", "imbalance_ratio", "profile", "selection", "group_rule", "model", "head", "loss", "reweight"]
-    names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed"]
-    names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "compile"]
-    names += ["accumulate"]
-    chosen = {name: given[name] for name in names if given[name] is not None}
+    names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed", "optimizer"]
+    names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "accumulate"]
+    chosen = {name: given[name] for name in names if given.get(name) is not None}
+    chosen |= {name: True for name in ("compile",) if given[name]}
     chosen |= {name: str(given[name]) for name in ("data_dir", "start") if given[name] is not None}
-    for kind in ("model", "loss", "sampler", "method", "second"):
-        chosen[f"{kind}_options"] = parse_settings(given[f"{kind}_option"], f"--{kind}-option")
-    return TrainSpec(
-        mean=parse_numbers(given["mean"], "--mean"),
-        std=parse_numbers(given["std"], "--std"),
-        **chosen,
-        **more,
-    )
+    chosen |= {name: numbers for name in ("mean", "std") if (numbers := parse_numbers(given[name], f"--{name}"))}
+    for kind in OWNERS:
+        options = parse_settings(given.get(f"{kind}_option"), f"--{kind}-option")
+        chosen |= {f"{kind}_options": options} if options else {}
+    return TrainSpec(**_on_recipe(given["recipe"], chosen), **more)
+
+
+def _on_recipe(name: str | None, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's fields with those that were chosen instead; options stay with what they belong to."""
+    if name is None:
+        return chosen
+    from landscape.recipes import recipe_changes
+
+    fields = recipe_changes(name)
+    if chosen.get("dataset", fields["dataset"]) != fields["dataset"]:
+        raise LandscapeError(
+            f"--recipe {name} is for {fields['dataset']}: leave --dataset out, or choose another recipe"
+        )
+    for kind, owner in OWNERS.items():
+        key = f"{kind}_options"
+        of_recipe = fields.pop(key, {})
+        kept = of_recipe if chosen.get(owner) in (None, fields.get(owner)) else {}
+        if options := {**kept, **chosen.pop(key, {})}:
+            fields[key] = options
+    return {**fields, **chosen}

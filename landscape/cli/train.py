@@ -102,8 +102,8 @@ def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
 def train(
     out: opt.Out,
     optimizer: Annotated[
-        str, typer.Option("--optimizer", help=ALL_OPTIMIZERS.replace(",", ", "), rich_help_panel=opt.MODEL)
-    ] = "sgd",
+        str | None, typer.Option("--optimizer", help=ALL_OPTIMIZERS.replace(",", ", "), rich_help_panel=opt.MODEL)
+    ] = None,
     optimizer_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,15 +126,12 @@ def train(
     from landscape.training import estimate_training
     from landscape.training import train as train_model
 
-    spec = opt.train_spec(
-        given,
-        optimizer=optimizer,
-        optimizer_options=opt.parse_settings(optimizer_option, "--optimizer-option"),
-        snapshot_every=snapshot_every,
-    )
+    own = {"optimizer": optimizer, "optimizer_option": optimizer_option}
+    spec = opt.train_spec(given | own, snapshot_every=snapshot_every)
     if given["dry_run"]:
         show_estimate(
-            {f"training with {optimizer}": estimate_training(spec, device=given["device"])}, as_json=given["as_json"]
+            {f"training with {spec.optimizer}": estimate_training(spec, device=given["device"])},
+            as_json=given["as_json"],
         )
         return
     with writing_to(out, is_file=False):

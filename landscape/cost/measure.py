@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -177,8 +177,7 @@ def median_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _run_of(spec: TrainSpec, name: str, device: torch.device, dataset: Dataset) -> Run:
-    own = spec.optimizer_options if name == spec.optimizer else {}
-    run = build_run(replace(spec, optimizer=name, optimizer_options=own), device, dataset=dataset)
+    run = build_run(spec.with_optimizer(name), device, dataset=dataset)
     begin_epoch(run, 0)
     return run
 

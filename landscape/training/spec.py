@@ -237,6 +237,11 @@ class TrainSpec:
             std=self.std,
         )
 
+    def with_optimizer(self, name: str) -> TrainSpec:
+        """Return the same training with another optimizer, which has its default options unless it is the same."""
+        options = self.optimizer_options if name == self.optimizer else {}
+        return dataclasses.replace(self, optimizer=name, optimizer_options=options)
+
     @property
     def resolved_head(self) -> Literal["linear", "cosine"]:
         """The kind of classifier, ``auto`` resolved by the loss."""
