@@ -1,0 +1,53 @@
+"""What every loss is given: validated class counts and options, logits of the right width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from landscape.errors import LandscapeError
+
+Counts = Sequence[int] | Tensor
+
+
+def validated_counts(class_counts: Counts, *, minimum: int = 1) -> Tensor:
+    """Return validated class counts, (C,) float64 on the CPU."""
+    counts = torch.as_tensor(class_counts).detach().to(dtype=torch.float64, device="cpu").clone()
+    if counts.dim() != 1 or len(counts) == 0:
+        raise LandscapeError(f"class_counts must be one number per class, got shape {tuple(counts.shape)}")
+    bad = ~(counts >= minimum) | ~counts.isfinite()
+    if bad.any():
+        c = int(bad.nonzero()[0])
+        raise LandscapeError(f"class_counts must be at least {minimum}, got {counts[c]:g} for class {c}")
+    return counts
+
+
+def validated_number(name: str, value: float, *, minimum: float = -math.inf, above: float = -math.inf) -> float:
+    """Return a validated option."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= minimum and value > above):
+        bound = f" above {above:g}" if above > -math.inf else f" of at least {minimum:g}" if minimum > -math.inf else ""
+        raise LandscapeError(f"{name} must be a finite number{bound}, got {value}")
+    return float(value)
+
+
+def checked_logits(logits: Tensor, num_classes: int) -> Tensor:
+    """Return the logits if they are (B, C); a single column would broadcast silently."""
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
+        raise LandscapeError(
+            f"the loss is for {num_classes} classes: expected logits (B, {num_classes}), got {tuple(logits.shape)}"
+        )
+    return logits
+
+
+def is_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where a logit belongs to the label, in the type of the logits, (B, C)."""
+    return (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each example, (B, C), (B,) -> (B,)."""
+    return functional.cross_entropy(logits, labels, reduction="none")

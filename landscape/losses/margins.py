@@ -1,0 +1,48 @@
+"""A margin that grows with the rarity of the class."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from landscape.losses.inputs import (
+    Counts,
+    checked_logits,
+    cross_entropy,
+    is_target,
+    validated_counts,
+    validated_number,
+)
+
+
+class LDAM(nn.Module):
+    r"""Label-distribution-aware margin, :math:`\text{CE}(s\,(z - m_y e_y))` on cosines z.
+
+    .. math:: m_c = m_{\max}\, n_c^{-1/4} / \max_k n_k^{-1/4}
+
+    Parameters
+    ----------
+    max_margin
+        Margin of the rarest class: 0.5 on CIFAR; 0.3 was used on ImageNet-LT and iNaturalist.
+    scale
+        s, 30 as released.
+
+    Notes
+    -----
+    Source: Cao et al., *LDAM-DRW*, NeurIPS 2019, eq. 12-13 and released code. The scale is part of the loss, so the
+    logits are bare cosines of a :class:`landscape.models.NormedLinear` head.
+    """
+
+    margins: Tensor
+
+    def __init__(self, class_counts: Counts, *, max_margin: float = 0.5, scale: float = 30.0) -> None:
+        super().__init__()
+        counts = validated_counts(class_counts)
+        self.scale = validated_number("scale", scale, above=0)
+        margins = counts**-0.25
+        self.num_classes = len(counts)
+        self.register_buffer("margins", validated_number("max_margin", max_margin, minimum=0) * margins / margins.max())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example, (B, C), (B,) -> (B,)."""
+        margins = self.margins.to(logits.dtype) * is_target(checked_logits(logits, self.num_classes), labels)
+        return cross_entropy(self.scale * (logits - margins), labels)

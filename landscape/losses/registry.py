@@ -1,0 +1,57 @@
+"""The losses by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from landscape.errors import unknown_name
+from landscape.losses.adjustment import BalancedSoftmax, LogitAdjusted, VectorScaling
+from landscape.losses.clouded import GCL
+from landscape.losses.entropy import CrossEntropy, Focal
+from landscape.losses.inputs import Counts
+from landscape.losses.margins import LDAM
+
+LOSSES: dict[str, type[nn.Module]] = {
+    "ce": CrossEntropy,
+    "focal": Focal,
+    "ldam": LDAM,
+    "balanced-softmax": BalancedSoftmax,
+    "logit-adjusted": LogitAdjusted,
+    "vs": VectorScaling,
+    "gcl": GCL,
+}
+COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl"})  # their scales and margins are meant for cosines
+
+
+def build_loss(name: str, class_counts: Counts, **options: Any) -> nn.Module:
+    """Build a loss by name: a module ``(logits (B, C), labels (B,)) -> (B,)``, in training mode like every new one.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`LOSSES`.
+    class_counts
+        Training examples of each class, (C,); at least 1, except where the loss does not use them (ce, focal).
+    options
+        Keyword arguments of the loss's class.
+
+    Raises
+    ------
+    LandscapeError
+        For an unknown loss or option, or a value out of range.
+
+    Examples
+    --------
+    >>> build_loss("ldam", [5000, 500, 50], max_margin=0.5).margins
+    tensor([0.1581, 0.2812, 0.5000], dtype=torch.float64)
+    """
+    if name not in LOSSES:
+        raise unknown_name("loss", name, LOSSES)
+    known = [option for option in inspect.signature(LOSSES[name]).parameters if option != "class_counts"]
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of loss '{name}'", option, known or ["(none)"])
+    return LOSSES[name](class_counts, **options)
