@@ -63,7 +63,7 @@ class VectorScaling(nn.Module):
     gamma
         Exponent of the multiplicative factor; 0 is :class:`LogitAdjusted`.
     tau
-        Strength of the additive term; 0 is class-dependent temperatures (CDT).
+        Strength of the additive term; 0 is :class:`ClassDependentTemperatures` (CDT).
 
     Notes
     -----
@@ -79,7 +79,7 @@ class VectorScaling(nn.Module):
         super().__init__()
         counts = validated_counts(class_counts)
         self.num_classes = len(counts)
-        self.register_buffer("temperatures", (counts.max() / counts) ** validated_number("gamma", gamma, minimum=0))
+        self.register_buffer("temperatures", _temperatures(counts, gamma))
         self.register_buffer("shifts", validated_number("tau", tau) * (counts / counts.sum()).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -88,3 +88,40 @@ class VectorScaling(nn.Module):
             logits.dtype
         )
         return cross_entropy(adjusted, labels)
+
+
+class ClassDependentTemperatures(nn.Module):
+    r"""Class-dependent temperatures, :math:`\text{CE}(z / \Delta)` with :math:`\Delta_c = (n_{\max} / n_c)^\gamma`.
+
+    Parameters
+    ----------
+    gamma
+        Exponent, 0.3 like that of :class:`VectorScaling`; 0 is cross-entropy.
+
+    Notes
+    -----
+    Source: Ye et al., *Identifying and Compensating for Feature Deviation in Imbalanced Deep Learning*, 2020
+    (arXiv 2001.01385). Equal to :class:`VectorScaling` at :math:`\tau = 0`.
+
+    Examples
+    --------
+    >>> ClassDependentTemperatures([5000, 500, 50], gamma=0.5).temperatures
+    tensor([ 1.0000,  3.1623, 10.0000], dtype=torch.float64)
+    """
+
+    temperatures: Tensor
+
+    def __init__(self, class_counts: Counts, *, gamma: float = 0.3) -> None:
+        super().__init__()
+        counts = validated_counts(class_counts)
+        self.num_classes = len(counts)
+        self.register_buffer("temperatures", _temperatures(counts, gamma))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example, (B, C), (B,) -> (B,)."""
+        return cross_entropy(checked_logits(logits, self.num_classes) / self.temperatures.to(logits.dtype), labels)
+
+
+def _temperatures(counts: Tensor, gamma: float) -> Tensor:
+    r"""Return :math:`(n_{\max} / n_c)^\gamma`, (C,)."""
+    return (counts.max() / counts) ** validated_number("gamma", gamma, minimum=0)

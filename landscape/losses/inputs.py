@@ -26,12 +26,23 @@ def validated_counts(class_counts: Counts, *, minimum: int = 1) -> Tensor:
     return counts
 
 
-def validated_number(name: str, value: float, *, minimum: float = -math.inf, above: float = -math.inf) -> float:
+def validated_number(
+    name: str, value: float, *, minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
+) -> float:
     """Return a validated option."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= minimum and value > above):
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not (is_number and minimum <= value <= maximum and value > above):
         bound = f" above {above:g}" if above > -math.inf else f" of at least {minimum:g}" if minimum > -math.inf else ""
+        bound += f" and at most {maximum:g}" if maximum < math.inf else ""
         raise LandscapeError(f"{name} must be a finite number{bound}, got {value}")
     return float(value)
+
+
+def validated_flag(name: str, value: bool) -> bool:
+    """Return a validated switch; the text 'false' would count as true."""
+    if not isinstance(value, bool):
+        raise LandscapeError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def checked_logits(logits: Tensor, num_classes: int) -> Tensor:

@@ -8,22 +8,38 @@ from typing import Any
 from torch import nn
 
 from landscape.errors import unknown_name
-from landscape.losses.adjustment import BalancedSoftmax, LogitAdjusted, VectorScaling
-from landscape.losses.clouded import GCL
-from landscape.losses.entropy import CrossEntropy, Focal
+from landscape.losses.adjustment import BalancedSoftmax, ClassDependentTemperatures, LogitAdjusted, VectorScaling
+from landscape.losses.clouded import GCL, AngularGCL, AsymmetricGCL
+from landscape.losses.entropy import CrossEntropy, Focal, LabelAwareSmoothing
 from landscape.losses.inputs import Counts
 from landscape.losses.margins import LDAM
 
 LOSSES: dict[str, type[nn.Module]] = {
     "ce": CrossEntropy,
     "focal": Focal,
+    "label-aware": LabelAwareSmoothing,
     "ldam": LDAM,
     "balanced-softmax": BalancedSoftmax,
     "logit-adjusted": LogitAdjusted,
+    "cdt": ClassDependentTemperatures,
     "vs": VectorScaling,
     "gcl": GCL,
+    "gcl-angular": AngularGCL,
+    "asymmetric-gcl": AsymmetricGCL,
 }
-COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl"})  # their scales and margins are meant for cosines
+# Their scales and margins are meant for cosines; see wants_cosines for an option that changes this.
+COSINE_LOSSES: frozenset[str] = frozenset({"ldam", "gcl", "gcl-angular", "asymmetric-gcl"})
+
+
+def wants_cosines(name: str, **options: Any) -> bool:
+    """Return whether a loss with these options is meant for the bare cosines of a normalised head.
+
+    Examples
+    --------
+    >>> wants_cosines("ldam"), wants_cosines("ldam", logits_scaled=True), wants_cosines("vs")
+    (True, False, False)
+    """
+    return name in COSINE_LOSSES and not options.get("logits_scaled", False)
 
 
 def build_loss(name: str, class_counts: Counts, **options: Any) -> nn.Module:

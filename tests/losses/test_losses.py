@@ -1,31 +1,13 @@
 """Losses against published constants, a NumPy transcription in float64, and the identities between them."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from loss_cases import CIFAR10, CIFAR100, TRANSCRIPTIONS, assert_rounds_to
 
 from landscape.errors import LandscapeError
-from landscape.losses import COSINE_LOSSES, LOSSES, Reweighting, build_loss, class_balanced_weights
+from landscape.losses import LOSSES, PUBLISHED_LOSSES, build_loss, wants_cosines
 from landscape.randomness import stream
-
-CIFAR10 = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
-CIFAR100 = tuple(int(500 * 0.01 ** (c / 99)) for c in range(100))
-
-
-@pytest.fixture
-def batch():
-    """Logits (32, 10) in [-1, 1], so that they may be cosines, and labels (32,)."""
-    generator = stream(0, "test/losses")
-    logits = torch.rand(32, 10, generator=generator, dtype=torch.float64) * 2 - 1
-    return logits, torch.randint(0, 10, (32,), generator=generator)
-
-
-def assert_rounds_to(values, expected, digits=3):
-    """Compare with numbers printed to so many digits."""
-    np.testing.assert_allclose(np.asarray(values), np.asarray(expected), rtol=0, atol=0.5000001 * 10**-digits)
-
 
 # --- published constants
 
@@ -43,17 +25,6 @@ def test_ldam_margins():
     assert float(build_loss("ldam", CIFAR10, max_margin=0.3).margins.max()) == pytest.approx(0.3)
 
 
-def test_class_balanced_weights():
-    expected = [0.051, 0.077, 0.121, 0.195, 0.319, 0.525, 0.868, 1.443, 2.409, 3.993]
-    weights = class_balanced_weights(CIFAR10)
-    assert weights.dtype == torch.float64
-    assert_rounds_to(weights, expected)
-    assert float(weights.sum()) == pytest.approx(10, rel=1e-14)
-    assert_rounds_to(class_balanced_weights(CIFAR100)[[0, 50, 99]], [0.0449, 0.4571, 4.3783], digits=4)
-    assert_rounds_to(class_balanced_weights(CIFAR100, 0.9998)[[0, 50, 99]], [0.0459, 0.4576, 4.3746], digits=4)
-    assert class_balanced_weights(CIFAR10, 0.0).tolist() == [1.0] * 10
-
-
 @pytest.mark.parametrize(
     ("gamma", "expected"),
     [
@@ -64,7 +35,8 @@ def test_class_balanced_weights():
     ],
 )
 def test_vs_temperatures(gamma, expected):
-    assert_rounds_to(build_loss("vs", CIFAR10, gamma=gamma).temperatures, expected)
+    for name in ("vs", "cdt"):
+        assert_rounds_to(build_loss(name, CIFAR10, gamma=gamma).temperatures, expected)
 
 
 @pytest.mark.parametrize(
@@ -80,58 +52,35 @@ def test_vs_shifts(tau, expected):
 
 def test_gcl_clouds():
     expected = [0, 0.111, 0.222, 0.333, 0.445, 0.556, 0.667, 0.778, 0.890, 1]
-    assert_rounds_to(build_loss("gcl", CIFAR10).clouds, expected)
+    for name in ("gcl", "gcl-angular", "asymmetric-gcl"):
+        assert_rounds_to(build_loss(name, CIFAR10).clouds, expected)
+
+
+def test_label_aware_smoothing():
+    expected = [0.3000, 0.2414, 0.1578, 0.0960, 0.0563, 0.0320, 0.0173, 0.0085, 0.0031, 0]
+    assert_rounds_to(build_loss("label-aware", CIFAR10).smoothing, expected, digits=4)
 
 
 # --- an independent transcription
 
 
-def numpy_cross_entropy(z, y):
-    z = z - z.max(axis=1, keepdims=True)
-    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]
-
-
-def numpy_focal(z, y, n, gamma=1.0):
-    p = np.exp(z[np.arange(len(y)), y]) / np.exp(z).sum(axis=1)
-    return -((1 - p) ** gamma) * np.log(p)
-
-
-def numpy_ldam(z, y, n, max_margin=0.5, scale=30.0):
-    m = 1 / np.sqrt(np.sqrt(n))
-    m = m * (max_margin / m.max())
-    z = z.copy()
-    for i, c in enumerate(y):
-        z[i, c] -= m[c]
-    return numpy_cross_entropy(scale * z, y)
-
-
-def numpy_vs(z, y, n, gamma=0.3, tau=1.0):
-    delta = n**-gamma / (n**-gamma).min()
-    return numpy_cross_entropy(z / delta + tau * np.log(n / n.sum()), y)
-
-
-def numpy_gcl(z, y, n, scale=30.0, margin=0.0, noise_mul=0.5, noise=0.0):
-    m = np.log(n.max()) - np.log(n)
-    z = z - noise_mul * np.abs(noise) * m / m.max()
-    return numpy_cross_entropy(scale * (z - margin * np.eye(len(n))[y]), y)
-
-
-TRANSCRIPTIONS = {
-    "ce": lambda z, y, n: numpy_cross_entropy(z, y),
-    "focal": numpy_focal,
-    "ldam": numpy_ldam,
-    "balanced-softmax": lambda z, y, n: numpy_cross_entropy(z + np.log(n), y),
-    "logit-adjusted": lambda z, y, n, tau=1.0: numpy_cross_entropy(z + tau * np.log(n / n.sum()), y),
-    "vs": numpy_vs,
-    "gcl": numpy_gcl,
-}
 OPTIONS = [
     *[(name, {}) for name in LOSSES],
+    *PUBLISHED_LOSSES.values(),
     ("focal", {"gamma": 2.5}),
+    ("focal", {"gamma": 2.5, "weights_inside": True, "beta": 0.9998}),
+    ("label-aware", {"smooth_head": 0.4, "smooth_tail": 0.1, "spread": "others"}),
+    ("label-aware", {"smooth_head": 0.4, "smooth_tail": 0.1, "shape": "linear"}),
+    ("label-aware", {"smooth_head": 0.4, "smooth_tail": 0.1, "shape": "convex", "spread": "others"}),
+    ("label-aware", {"smooth_head": 0.4, "smooth_tail": 0.1, "shape": "exponential", "power": 2.5}),
     ("ldam", {"max_margin": 0.3, "scale": 10.0}),
+    ("ldam", {"max_margin": 0.3, "scale": 10.0, "logits_scaled": True}),
+    ("cdt", {"gamma": 0.15}),
     ("logit-adjusted", {"tau": 0.75}),
     ("vs", {"gamma": 0.05, "tau": 0.75}),
-    ("gcl", {"scale": 25.0, "margin": 0.1, "noise_mul": 1.0}),
+    ("gcl", {"margin": 0.1, "gamma": 2.5}),
+    ("gcl-angular", {"epsilon": 0.5, "margin": 0.2, "easy_margin": True, "gamma": 1.5}),
+    ("asymmetric-gcl", {"gamma_pos": 1.5, "gamma_neg": 1.0, "smoothing": 0.3}),
 ]
 
 
@@ -151,24 +100,6 @@ def test_values_and_gradients_match_the_transcription(batch, name, options):
         np.testing.assert_allclose(gradient[:, c].numpy(), (up - down) / (2 * step), atol=1e-5)
 
 
-def test_gcl_noise_matches_the_transcription(batch):
-    logits, labels = batch
-    loss = build_loss("gcl", CIFAR10, margin=0.1)
-    loss.generator = stream(0, "noise")
-    noise = torch.randn(32, 10, generator=stream(0, "noise"), dtype=torch.float64).numpy() / 3
-    expected = numpy_gcl(logits.numpy(), labels.numpy(), np.array(CIFAR10, float), margin=0.1, noise=noise.clip(-1, 1))
-    np.testing.assert_allclose(loss(logits, labels).numpy(), expected, rtol=1e-12)
-
-
-def test_gcl_noise_has_the_published_spread():
-    loss = build_loss("gcl", CIFAR10)
-    loss.generator = stream(0, "spread")
-    u = loss._noise(torch.zeros(100_000, 10, dtype=torch.float64))
-    assert 0 <= float(u.min()) <= float(u.max()) == 1
-    # u^2 of a Gaussian clipped at 3 sigma: std .3325 (a fourth moment of 3 bounds the sampling error)
-    assert float((u**2).mean().sqrt()) == pytest.approx(0.3325, abs=5 * 0.3325 * math.sqrt(0.5 / 1e6))
-
-
 # --- identities
 
 
@@ -181,7 +112,27 @@ def test_gcl_noise_has_the_published_spread():
         ("vs", {"gamma": 0.0, "tau": 0.0}, "ce", {}, 1),
         ("ldam", {"max_margin": 0.0}, "ce", {}, 30),
         ("gcl", {"noise_mul": 0.0}, "ce", {}, 30),
+        ("gcl-angular", {"epsilon": 0.0, "margin": 0.0}, "ce", {}, 30),
         ("focal", {"gamma": 0.0}, "ce", {}, 1),
+        ("label-aware", {"smooth_head": 0.0}, "ce", {}, 1),
+        ("label-aware", {"smooth_head": 0.0, "spread": "others"}, "ce", {}, 1),
+        ("cdt", {"gamma": 0.0}, "ce", {}, 1),
+        ("cdt", {"gamma": 0.15}, "vs", {"gamma": 0.15, "tau": 0.0}, 1),
+        ("ldam", {}, "ldam", {"logits_scaled": True}, 30),
+        (
+            "asymmetric-gcl",
+            {"noise_mul": 0.0, "gamma_neg": 0.0, "margin": 0.0, "smoothing": 0.3},
+            "label-aware",
+            {"smooth_head": 0.3, "smooth_tail": 0.3},
+            20,
+        ),
+        (
+            "asymmetric-gcl",
+            {"noise_mul": 0.0, "gamma_pos": 2.0, "margin": 0.0, "smoothing": 0.0},
+            "focal",
+            {"gamma": 2.0},
+            20,
+        ),
     ],
 )
 def test_special_cases(batch, first, first_options, second, second_options, scale):
@@ -191,19 +142,36 @@ def test_special_cases(batch, first, first_options, second, second_options, scal
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_vs_without_shift_is_class_dependent_temperatures(batch):
+def test_class_dependent_temperatures(batch):
     logits, labels = batch
-    loss = build_loss("vs", CIFAR10, tau=0.0)
+    loss = build_loss("cdt", CIFAR10)
     divided = logits / torch.tensor([(5000 / n) ** 0.3 for n in CIFAR10], dtype=torch.float64)
     torch.testing.assert_close(loss(logits, labels), build_loss("ce", CIFAR10)(divided, labels))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("ce", "focal")])
+# What is left of a loss without class differences, margins, smoothing and focus: cross-entropy at this scale.
+PLAIN = {
+    "focal": {"gamma": 0.0},
+    "label-aware": {"smooth_head": 0.0},
+    "ldam": {"max_margin": 0.0},
+    "gcl-angular": {"margin": 0.0},
+    "asymmetric-gcl": {"margin": 0.0, "smoothing": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_equal_counts_leave_only_a_scale(batch, name):
     logits, labels = batch
-    loss = build_loss(name, [7] * 10, **({"max_margin": 0.0} if name == "ldam" else {})).eval()
-    scale = 30 if name in COSINE_LOSSES else 1
+    loss = build_loss(name, [7] * 10, **PLAIN.get(name, {})).eval()
+    scale = getattr(loss, "scale", 1)
     torch.testing.assert_close(loss(logits, labels), build_loss("ce", [7] * 10)(scale * logits, labels))
+
+
+def test_only_scaled_losses_want_cosines():
+    for name in LOSSES:
+        loss = build_loss(name, CIFAR10)
+        assert wants_cosines(name) is hasattr(loss, "scale")
+    assert not wants_cosines("ldam", logits_scaled=True)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -212,19 +180,6 @@ def test_evaluation_is_deterministic_and_draws_nothing(batch, name):
     before = torch.get_rng_state()
     first, second = loss(*batch), loss(*batch)
     assert torch.equal(first, second)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_gcl_is_noisy_in_training_only(batch):
-    loss = build_loss("gcl", CIFAR10)
-    with pytest.raises(LandscapeError, match=r"gcl draws noise in training mode: assign loss\.generator"):
-        loss(*batch)
-    loss.generator = stream(0, "noise")
-    before = torch.get_rng_state()
-    first, second = loss(*batch), loss(*batch)
-    loss.generator = stream(0, "noise")
-    assert torch.equal(loss(*batch), first)
-    assert not torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -265,44 +220,6 @@ def test_hessian_is_that_of_the_transcription(name):
         assert float(hessian[c, c]) == pytest.approx(difference, abs=1e-3, rel=1e-4)
 
 
-# --- re-weighting
-
-
-@pytest.mark.parametrize(("kind", "epochs"), [("none", {}), ("cb", {0, 4, 5, 9}), ("drw", {5, 9})])
-def test_reweighting_starts_where_it_should(kind, epochs):
-    reweighting = Reweighting(kind, CIFAR10, start_epoch=5)
-    for epoch in (0, 4, 5, 9):
-        weights = reweighting.weights(epoch)
-        assert (weights is None) == (epoch not in epochs)
-        assert weights is None or torch.equal(weights, class_balanced_weights(CIFAR10))
-
-
-def test_reweighting_defaults_are_the_published_ones():
-    reweighting = Reweighting("drw", CIFAR10)
-    assert reweighting.weights(159) is None
-    assert reweighting.weights(160) is reweighting.class_weights
-    weights = Reweighting("cb", CIFAR10, beta=0.9998).weights(0)
-    assert torch.equal(weights, class_balanced_weights(CIFAR10, 0.9998))
-
-
-def test_reweighted_mean_is_the_weighted_mean(batch):
-    logits, labels = batch
-    reweighting = Reweighting("cb", CIFAR10)
-    losses = reweighting(build_loss("ce", CIFAR10)(logits, labels), labels, 0)
-    expected = torch.nn.functional.cross_entropy(logits, labels, weight=class_balanced_weights(CIFAR10))
-    torch.testing.assert_close(losses.mean(), expected, rtol=1e-13, atol=0)
-    plain = torch.rand(32)
-    assert Reweighting("none", CIFAR10)(plain, labels, 3) is plain
-    assert reweighting(plain, labels, 0).dtype == torch.float32
-
-
-def test_weights_cancel_in_a_batch_of_one_class(batch):
-    logits, _ = batch
-    labels = torch.full((32,), 9)
-    losses = build_loss("ce", CIFAR10)(logits, labels)
-    torch.testing.assert_close(Reweighting("cb", CIFAR10)(losses, labels, 0), losses, rtol=1e-14, atol=0)
-
-
 # --- bad input
 
 
@@ -318,6 +235,23 @@ def test_weights_cancel_in_a_batch_of_one_class(batch):
         ("logit-adjusted", {"tau": float("nan")}, "tau must be a finite number, got nan"),
         ("vs", {"tau": "one"}, "tau must be a finite number, got one"),
         ("gcl", {"noise_mul": -1}, "noise_mul must be a finite number of at least 0, got -1"),
+        ("gcl", {"detach": "false"}, "detach must be true or false, got 'false'"),
+        ("ldam", {"logits_scaled": 1}, "logits_scaled must be true or false, got 1"),
+        (
+            "label-aware",
+            {"smooth_head": 1.5},
+            "smooth_head must be a finite number of at least 0 and at most 1, got 1.5",
+        ),
+        ("label-aware", {"shape": "concav"}, "unknown shape of the smoothing 'concav': did you mean 'concave'"),
+        ("label-aware", {"spread": "other"}, "unknown spread of the smoothing 'other': did you mean 'others'"),
+        ("label-aware", {"shape": "exponential"}, "needed there, got None for 'exponential'"),
+        ("label-aware", {"power": 2.0}, "power belongs to shape 'exponential'.*got 2.0 for 'concave'"),
+        (
+            "asymmetric-gcl",
+            {"smoothing": -0.1},
+            "smoothing must be a finite number of at least 0 and at most 1, got -0.1",
+        ),
+        ("gcl-angular", {"epsilon": -1}, "epsilon must be a finite number of at least 0, got -1"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):
@@ -346,16 +280,6 @@ def test_logits_of_another_width_are_refused(name):
     # one column would broadcast against the class constants
     with pytest.raises(LandscapeError, match=r"got \(4, 1\)"):
         loss(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
-
-
-def test_bad_reweighting_is_refused():
-    with pytest.raises(LandscapeError, match="unknown re-weighting 'dwr': did you mean 'drw'"):
-        Reweighting("dwr", CIFAR10)
-    with pytest.raises(LandscapeError, match="start_epoch must be at least 0, got -1"):
-        Reweighting("drw", CIFAR10, start_epoch=-1)
-    for beta in (1.0, -0.1):
-        with pytest.raises(LandscapeError, match=f"beta must be at least 0 and below 1, got {beta}"):
-            class_balanced_weights(CIFAR10, beta)
 
 
 @pytest.mark.parametrize("name", LOSSES)
