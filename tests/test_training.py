@@ -13,7 +13,7 @@ from torch.nn import functional
 from landscape.checkpoint import load_weights, read_checkpoint
 from landscape.data import load_dataset
 from landscape.errors import LandscapeError
-from landscape.losses import LOSSES, Reweighting, build_loss
+from landscape.losses import COSINE_LOSSES, LOSSES, Reweighting, build_loss
 from landscape.models import build_model
 from landscape.optimizers import OPTIMIZERS
 from landscape.training import Objective, TrainSpec, evaluate, learning_rate, train, training_stages
@@ -83,7 +83,7 @@ def test_resuming_covers_buffers_noise_and_base_state(tmp_path, options):
 def test_every_loss_trains(tmp_path, loss):
     spec = tiny(loss=loss, epochs=4)
     checkpoint = read_checkpoint(train(spec, tmp_path))
-    assert checkpoint.spec["head"] == ("cosine" if loss in ("ldam", "gcl") else "linear")
+    assert checkpoint.spec["head"] == ("cosine" if loss in COSINE_LOSSES else "linear")
     losses = [float(row["train_loss"]) for row in read_history(tmp_path)]
     assert losses[-1] < losses[0]
 

@@ -90,7 +90,12 @@ def training_options(
         str | None, option("--selection", "Examples a class keeps: seed0, seed42 or first.", DATA)
     ] = None,
     loss: Annotated[
-        str | None, option("--loss", "ce, focal, ldam, balanced-softmax, logit-adjusted, vs or gcl.", MODEL)
+        str | None,
+        option(
+            "--loss",
+            "ce, focal, label-aware, ldam, balanced-softmax, logit-adjusted, cdt, vs, gcl, gcl-angular or asymmetric-gcl.",
+            MODEL,
+        ),
     ] = None,
     loss_option: Annotated[list[str] | None, option("--loss-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
     reweight: Annotated[str | None, option("--reweight", "none, cb, or drw (deferred).", MODEL)] = None,

@@ -31,5 +31,4 @@ class Objective(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the losses, (B,)."""
-        losses: Tensor = self.reweighting(self.loss(logits, labels), labels, self.epoch)
-        return losses
+        return self.reweighting.weigh(self.loss, logits, labels, self.epoch)

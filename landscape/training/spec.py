@@ -13,7 +13,7 @@ import torch
 
 from landscape.data import DATASETS, Dataset, load_dataset
 from landscape.errors import LandscapeError, unknown_name
-from landscape.losses import COSINE_LOSSES, LOSSES, build_loss, class_balanced_weights
+from landscape.losses import LOSSES, build_loss, class_balanced_weights, wants_cosines
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS, build_optimizer
 from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
@@ -247,7 +247,7 @@ class TrainSpec:
         """The kind of classifier, ``auto`` resolved by the loss."""
         if self.head != "auto":
             return self.head
-        return "cosine" if self.loss in COSINE_LOSSES else "linear"
+        return "cosine" if wants_cosines(self.loss, **self.loss_options) else "linear"
 
     @property
     def drw_epoch(self) -> int:
