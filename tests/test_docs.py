@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
@@ -28,7 +29,7 @@ from landscape.cli import options as opt
 from landscape.cli.main import app
 from landscape.data import DATASETS, GROUP_RULES
 from landscape.figures import CATALOGUE
-from landscape.losses import LOSSES
+from landscape.losses import CLASS_WEIGHTS, LOSSES, PUBLISHED_LOSSES
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS
 from landscape.pipeline import RunSpec
@@ -181,6 +182,8 @@ def test_the_reference_lists_every_option(name):
         GROUP_RULES,
         MODELS,
         LOSSES,
+        CLASS_WEIGHTS,
+        PUBLISHED_LOSSES,
         OPTIMIZERS,
         SCHEDULES,
         PRESETS,
@@ -193,6 +196,8 @@ def test_the_reference_lists_every_option(name):
         "groups",
         "models",
         "losses",
+        "class weights",
+        "published losses",
         "optimizers",
         "schedules",
         "presets",
@@ -213,9 +218,12 @@ def test_the_reference_lists_public_names_variables_and_rule_options():
     for name, rule in OPTIMIZERS.items():
         options = [field.name for field in dataclasses.fields(rule)]
         assert [option for option in options if not listed("docs/reference.md", f"{option}=")] == [], name
+    for name, loss in LOSSES.items():
+        options = [option for option in inspect.signature(loss).parameters if option != "class_counts"]
+        assert [option for option in options if not listed("docs/reference.md", f"{option}=")] == [], name
 
 
-@pytest.mark.parametrize("package", ["flatness", "risk", "surface"])
+@pytest.mark.parametrize("package", ["flatness", "losses", "risk", "surface"])
 def test_the_architecture_names_every_module_of_a_package(package):
     names = [path.stem for path in (ROOT / "landscape" / package).glob("*.py") if path.stem != "__init__"]
     assert [name for name in names if not listed("docs/architecture.md", f"{name}`")] == []

@@ -243,6 +243,10 @@ def test_objective_averages_like_weighted_cross_entropy():
         objective.epoch = epoch
         assert torch.isclose(objective(logits, labels).mean(), expected, rtol=1e-12)
     assert abs(plain - weighted) > 1e-3
+    focal = Objective(build_loss("focal", counts, weights_inside=True), objective.reweighting)
+    for epoch, is_weighted in ((1, False), (2, True)):  # by the loss itself, and only once
+        focal.epoch = epoch
+        assert torch.equal(focal(logits, labels), focal.loss(logits, labels, is_weighted=is_weighted))
 
 
 def test_drw_changes_nothing_before_its_epoch(tmp_path):

@@ -65,6 +65,7 @@ def test_head_follows_the_loss():
     assert TrainSpec(loss="ldam").resolved_head == "cosine"
     assert TrainSpec(loss="focal").resolved_head == "linear"
     assert TrainSpec(loss="ldam", head="linear").resolved_head == "linear"
+    assert TrainSpec(loss="ldam", loss_options={"logits_scaled": True}).resolved_head == "linear"
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
 
 
 def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers become numbers, none becomes None."""
+    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers, none, true and false become values."""
     settings: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition("=")
@@ -248,8 +248,9 @@ def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
 
 
 def _number(text: str) -> Any:
-    if text.lower() == "none":
-        return None
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)

@@ -30,7 +30,7 @@ def validated_number(
     name: str, value: float, *, minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
 ) -> float:
     """Return a validated option."""
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not (is_number and minimum <= value <= maximum and value > above):
         bound = f" above {above:g}" if above > -math.inf else f" of at least {minimum:g}" if minimum > -math.inf else ""
         bound += f" and at most {maximum:g}" if maximum < math.inf else ""

@@ -106,6 +106,8 @@ IMPOSSIBLE = [
     ("train run", "--loss-option=gamma", "--loss-option: expected NAME=VALUE.*'gamma'"),
     ("train run", "--loss=focal --loss-option=gamma=-1", "gamma.*-1"),
     ("train run", "--loss=focal --loss-option=gamma=much", "gamma.*much"),
+    ("train run", "--loss=focal --loss-option=gamma=true", "gamma.*True"),
+    ("train run", "--loss=focal --loss-option=weights_inside=yes", "weights_inside must be true or false, got 'yes'"),
     ("train", "--snapshot-every=-1", "snapshot_every.*-1"),
     ("train", "--optimizer=sam --optimizer-option=rho=-1", "rho.*-1"),
     ("train", "--optimizer=sam --optimizer-option=rho=nan", "rho.*nan"),

@@ -49,10 +49,11 @@ def test_resuming_a_finished_run_changes_nothing_and_reports_the_same(trained, u
 
 
 def test_options_of_loss_and_optimizer_reach_the_record(tmp_path):
-    arguments = ["--loss", "focal", "--loss-option", "gamma=0.5", "--optimizer", "sam", "--optimizer-option", "rho=0.1"]
+    arguments = ["--loss", "focal", "--loss-option", "gamma=0.5", "--loss-option", "weights_inside=true"]
+    arguments += ["--optimizer", "sam", "--optimizer-option", "rho=0.1"]
     succeeds("train", "--model", "mlp", "--epochs", "1", *arguments, "--save-every", "1", "--out", tmp_path)
     spec = read_checkpoint(tmp_path / "checkpoint.safetensors").spec
-    assert (spec["loss"], spec["loss_options"]) == ("focal", {"gamma": 0.5})
+    assert (spec["loss"], spec["loss_options"]) == ("focal", {"gamma": 0.5, "weights_inside": True})
     assert spec["optimizer"] == "sam"
     assert spec["optimizer_options"]["rho"] == 0.1
     assert (tmp_path / "epoch-0001.safetensors").is_file()

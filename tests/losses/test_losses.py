@@ -142,6 +142,28 @@ def test_special_cases(batch, first, first_options, second, second_options, scal
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", ["concave", "linear", "convex"])
+def test_equal_smoothing_is_the_label_smoothing_of_torch(batch, shape):
+    logits, labels = batch
+    loss = build_loss("label-aware", CIFAR10, smooth_head=0.3, smooth_tail=0.3, shape=shape)
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3, reduction="none")
+    torch.testing.assert_close(loss(logits, labels), expected)
+
+
+def test_smoothing_runs_from_the_tail_to_the_head_and_its_shapes_are_ordered():
+    shapes = [{"shape": "convex"}, {"shape": "linear"}, {"shape": "concave"}]
+    curves = [build_loss("label-aware", CIFAR10, smooth_head=0.4, smooth_tail=0.1, **s).smoothing for s in shapes]
+    for curve in curves:
+        torch.testing.assert_close(curve[[0, 9]], torch.tensor([0.4, 0.1], dtype=torch.float64))
+        assert (curve.diff() < 0).all()
+    assert (curves[0][1:-1] < curves[1][1:-1]).all()
+    assert (curves[1][1:-1] < curves[2][1:-1]).all()
+    linear = build_loss("label-aware", CIFAR10, smooth_head=0.4, smooth_tail=0.1, shape="exponential", power=1.0)
+    torch.testing.assert_close(linear.smoothing, curves[1])
+    balanced = build_loss("label-aware", [7, 7], smooth_head=0.4, smooth_tail=0.1)
+    assert balanced.smoothing.tolist() == pytest.approx([0.4, 0.4], rel=1e-15)
+
+
 def test_class_dependent_temperatures(batch):
     logits, labels = batch
     loss = build_loss("cdt", CIFAR10)

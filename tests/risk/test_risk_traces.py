@@ -66,8 +66,9 @@ def true_traces(model: nn.Module, risk: ModelRisk) -> torch.Tensor:
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_traces_of_every_loss_against_dense_hessians(name):
+# In evaluation gcl is ldam without margins, cdt is vs without shifts, and label-aware a sum of cross-entropies.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("gcl", "cdt", "label-aware")])
+def test_traces_of_losses_against_dense_hessians(name):
     risk = ModelRisk(residual(), (X, Y), loss=name, train_counts=COUNTS)
     values, errors = hessian_traces(risk, CLASSES)
     expected = true_traces(residual(), risk)
