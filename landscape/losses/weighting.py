@@ -179,6 +179,6 @@ class Reweighting(nn.Module):
         ``start_epoch`` under ``"drw"``.
         """
         if getattr(loss, "weights_inside", False):
-            losses: Tensor = loss(logits, labels, is_weighted=self.kind == "none" or epoch >= self.start_epoch)
+            losses: Tensor = loss(logits, labels, is_weighted=epoch >= self.start_epoch)
             return losses
         return self(loss(logits, labels), labels, epoch)

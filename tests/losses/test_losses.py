@@ -254,6 +254,7 @@ def test_hessian_is_that_of_the_transcription(name):
         ("ldam", {"scale": 0}, "scale must be a finite number above 0, got 0"),
         ("ldam", {"max_margin": -0.5}, "max_margin must be a finite number of at least 0, got -0.5"),
         ("focal", {"gamma": -1}, "gamma must be a finite number of at least 0, got -1"),
+        ("focal", {"gamma": True}, "gamma must be a finite number of at least 0, got True"),
         ("logit-adjusted", {"tau": float("nan")}, "tau must be a finite number, got nan"),
         ("vs", {"tau": "one"}, "tau must be a finite number, got one"),
         ("gcl", {"noise_mul": -1}, "noise_mul must be a finite number of at least 0, got -1"),
