@@ -19,6 +19,7 @@ Tree = Sequence[Tensor]
 FilterDims = int | tuple[int, ...]
 Normalization = Literal["filter", "layer", "model", "gaussian"]
 OneDimensional = Literal["zero", "scale"]
+ClassNorms = Literal["per-tensor", "joint"]
 
 # What each normalisation does, in words for results and figures.
 NORMALIZATIONS: dict[Normalization, str] = {
@@ -85,6 +86,7 @@ def class_conditional_ascent(
     num_parameters: int,
     noise_ratio: float = 1.0,
     max_relative_radius: float | None = None,
+    norms: ClassNorms = "per-tensor",
 ) -> list[Tensor]:
     r"""Return, for each class, a step along its gradient that is longer the rarer the class is.
 
@@ -96,7 +98,7 @@ def class_conditional_ascent(
     Parameters
     ----------
     gradients
-        Tree of (K, *shape) tensors, row c the gradient of class c; each tensor is normalised by its own norm.
+        Tree of (K, *shape) tensors, row c the gradient of class c.
     class_counts
         Training examples n_c of each class, (K,).
     theta_norm, num_parameters
@@ -104,7 +106,10 @@ def class_conditional_ascent(
     noise_ratio
         Factor nu of the radius; 1 is the paper's formula.
     max_relative_radius
-        Bound m of the radius of each tensor, in units of ``theta_norm``; None does not bound.
+        Bound m of the radius (of each tensor, if the norms are), in units of ``theta_norm``; None does not bound.
+    norms
+        ``"per-tensor"``: each tensor is normalised by its own norm, and its radius is that of this norm (as released);
+        ``"joint"``: one norm of g_c over all tensors (as in the formula).
 
     Returns
     -------
@@ -114,7 +119,8 @@ def class_conditional_ascent(
     Notes
     -----
     Source: Zhou et al., *Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
-    Recognition*, CVPR 2023, the optimal radius, with the norms taken per tensor as in the released code.
+    Recognition*, CVPR 2023, the optimal radius. The released code's norm of theta is joint (its first version took that
+    one per tensor, too).
     Differs from the release in:
 
     1. A class with one example (infinite there) counts as one with two.
@@ -122,17 +128,52 @@ def class_conditional_ascent(
     3. The bound. The radius grows like the inverse root of the gradient, so without it the better a class is fitted,
        the farther it is pushed away.
     """
+    lengths = class_norms(gradients, norms)
+    radii = [
+        class_conditional_radii(
+            length,
+            class_counts,
+            theta_norm=theta_norm,
+            num_parameters=num_parameters,
+            noise_ratio=noise_ratio,
+            max_relative_radius=max_relative_radius,
+        )
+        for length in lengths
+    ]
+    return class_steps(gradients, radii, lengths)
+
+
+def class_norms(gradients: Tree, norms: ClassNorms) -> list[Tensor]:
+    """Return the norm of each class's gradient, (K,) per tensor; ``joint``: over all tensors, the same for each."""
+    per_tensor = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
+    if norms == "per-tensor":
+        return per_tensor
+    return [torch.linalg.vector_norm(torch.stack(per_tensor), dim=0)] * len(gradients)
+
+
+def class_conditional_radii(
+    gradient_norms: Tensor,
+    class_counts: Tensor,
+    *,
+    theta_norm: Tensor,
+    num_parameters: int,
+    noise_ratio: float = 1.0,
+    max_relative_radius: float | None = None,
+) -> Tensor:
+    """Return the length of each class's step, (K,), as in :func:`class_conditional_ascent`; a norm of 0 counts as 1."""
     # In the gradients' precision: dividing by an integer tensor would round to the default dtype.
-    rarity = (num_parameters / (class_counts - 1).clamp_min(1).to(gradients[0].dtype)) ** 0.25
-    steps = []
-    for gradient in gradients:
-        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        guarded = torch.where(norms > 0, norms, 1)
-        radii = noise_ratio * torch.sqrt(theta_norm / (2 * guarded)) * rarity
-        if max_relative_radius is not None:
-            radii = torch.minimum(radii, max_relative_radius * theta_norm)
-        steps.append(gradient * (radii / guarded).reshape(-1, *[1] * (gradient.dim() - 1)))
-    return steps
+    rarity = (num_parameters / (class_counts - 1).clamp_min(1).to(gradient_norms.dtype)) ** 0.25
+    guarded = torch.where(gradient_norms > 0, gradient_norms, 1)
+    radii = noise_ratio * torch.sqrt(theta_norm / (2 * guarded)) * rarity
+    return radii if max_relative_radius is None else torch.minimum(radii, max_relative_radius * theta_norm)
+
+
+def class_steps(directions: Tree, radii: Tree, lengths: Tree) -> list[Tensor]:
+    """Return the directions of each class, (K, *shape) tensors of the given lengths (K,), rescaled to the radii (K,)."""
+    return [
+        direction * (radius / torch.where(length > 0, length, 1)).reshape(-1, *[1] * (direction.dim() - 1))
+        for direction, radius, length in zip(directions, radii, lengths)
+    ]
 
 
 def gaussian(shapes_like: Tree, generator: torch.Generator, *, sigma: float, clip: float | None = None) -> list[Tensor]:

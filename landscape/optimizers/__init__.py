@@ -13,27 +13,42 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.optimizers.ascent import ASAM, SAM, SGD
+from landscape.optimizers.ascent import ASAM, GNP, SAM, SGD
+from landscape.optimizers.averaging import SWA
 from landscape.optimizers.class_conditional import CCSAM
+from landscape.optimizers.companions import Companion, accompany
 from landscape.optimizers.engine import NeighbourhoodOptimizer
+from landscape.optimizers.focal import FocalSAM
 from landscape.optimizers.head_tail import SSESAM, ImbSAM
-from landscape.optimizers.noise import GNM
+from landscape.optimizers.model_perturbation import ModelPerturbation
+from landscape.optimizers.noise import GNM, LPF
+from landscape.optimizers.normalising import SpectralNorm
+from landscape.optimizers.saddle_escape import PerturbedGD
 from landscape.optimizers.terms import Batch, Criterion, Rule, Task, Term
 
 __all__ = [
     "ASAM",
     "CCSAM",
     "GNM",
+    "GNP",
+    "LPF",
     "OPTIMIZERS",
     "SAM",
     "SGD",
     "SSESAM",
+    "SWA",
     "Batch",
+    "Companion",
+    "FocalSAM",
     "ImbSAM",
+    "ModelPerturbation",
     "NeighbourhoodOptimizer",
+    "PerturbedGD",
     "Rule",
+    "SpectralNorm",
     "Task",
     "Term",
+    "accompany",
     "build_optimizer",
 ]
 
@@ -45,6 +60,13 @@ OPTIMIZERS: dict[str, type] = {
     "ccsam": CCSAM,
     "ssesam": SSESAM,
     "gnm": GNM,
+    "focal-sam": FocalSAM,
+    "gnp": GNP,
+    "lpf": LPF,
+    "mp": ModelPerturbation,
+    "perturbed-gd": PerturbedGD,
+    "swa": SWA,
+    "spectral-norm": SpectralNorm,
 }
 
 
@@ -72,12 +94,13 @@ def build_optimizer(
     base, base_options
         Class of the optimizer that makes the step, and its options.
     model
-        The network; needed by ``ccsam`` (its head), by ``asam`` (parameter names) and by
-        ``bn_statistics="first-pass"``.
+        The network; needed by ``ccsam`` (its head), by ``asam`` and ``mp`` (parameter names) and by
+        ``bn_statistics="first-pass"``. For ``swa`` and ``spectral-norm`` see :func:`accompany`: they act on the network
+        outside the steps.
     criterion
         ``criterion(logits (B, C), labels (B,)) -> (B,)``, the loss that the closure applies; needed by ``ccsam``.
     class_counts
-        Training examples per class, (C,); needed by ``ccsam``, and by ``imbsam`` and ``ssesam`` without
+        Training examples per class, (C,); needed by ``ccsam`` and ``focal-sam``, and by ``imbsam`` and ``ssesam`` without
         ``tail_classes``.
     tail_classes
         Class indices of the tail; by default the classes with fewer than ``eta`` examples.

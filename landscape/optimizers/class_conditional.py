@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from landscape.directions import class_conditional_ascent, tree_norm
+from landscape.directions import (
+    ClassNorms,
+    class_conditional_radii,
+    class_norms,
+    class_steps,
+    gaussian,
+    tree_norm,
+)
 from landscape.errors import LandscapeError
-from landscape.optimizers.terms import Batch, Term, check_option
+from landscape.optimizers.terms import Batch, Term, check_choice, check_option
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class CCSAM:
         r_c = \sqrt{\frac{\|\theta\|_2}{2 \|g_c\|_2}}\; k^{1/4}\, (n_c - 1)^{-1/4}
 
     Here theta are the k parameters of the classifier (the model's head), g_c is the gradient of the mean of the
-    closure's losses over the batch's examples of class c, tensor by tensor, and the flat losses are
+    closure's losses over the batch's examples of class c, and the flat losses are
     ``criterion(logits, labels)``. One forward and one backward pass through the backbone; all classes of the batch
     share a batched product with the head. The gradient with respect to the features goes through the perturbed
     classifier.
@@ -41,6 +48,14 @@ class CCSAM:
         numerically unperturbed.
     max_relative_radius
         Bound m of the perturbation of each classifier tensor, in units of the classifier's norm; None: no bound.
+    perturbation
+        ``"full"``: the formula above. The two ablations of the authors' slides: ``"dir"``, the recommended direction at
+        length 1 (whatever nu and m); ``"mag"``, a random direction, uniform on the sphere and drawn anew for each class
+        and batch, at the recommended length.
+    norms
+        Norms of g_c: ``"per-tensor"``, weight and bias apart as in the release, each with its own radius; ``"joint"``, of
+        the whole classifier, as the formula says. The norm of theta is joint in both (it was per tensor in the
+        release's first version).
 
     Notes
     -----
@@ -63,14 +78,23 @@ class CCSAM:
     flat_ratio: float = 0.3
     noise_ratio: float = 0.01
     max_relative_radius: float | None = 0.05
+    perturbation: Literal["full", "dir", "mag"] = "full"
+    norms: ClassNorms = "per-tensor"
     name: ClassVar[str] = "ccsam"
-    needs: ClassVar[frozenset[str]] = frozenset({"labels", "class_counts", "head", "criterion"})
 
     def __post_init__(self) -> None:
         check_option(self, "flat_ratio", self.flat_ratio, maximum=1.0)
         check_option(self, "noise_ratio", self.noise_ratio)
         if self.max_relative_radius is not None:
             check_option(self, "max_relative_radius", self.max_relative_radius)
+        check_choice(self, "perturbation", self.perturbation, ("full", "dir", "mag"))
+        check_choice(self, "norms", self.norms, ("per-tensor", "joint"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The head and the loss on it; random directions need noise."""
+        always = frozenset({"labels", "class_counts", "head", "criterion"})
+        return always | {"generator"} if self.perturbation == "mag" else always
 
     def terms(self, batch: Batch) -> list[Term]:
         """Return the mixture of the closure's losses and the flat ones, on one graph."""
@@ -93,14 +117,7 @@ class CCSAM:
         slots, is_member = class_slots(labels, min(len(labels), len(counts)))
         gradients = class_gradients(head, params, features, losses, logits, is_member)
         slot_counts = counts.new_ones(len(is_member)).scatter(0, slots, counts[labels])
-        steps = class_conditional_ascent(
-            list(gradients.values()),
-            slot_counts,
-            theta_norm=tree_norm(list(params.values())),
-            num_parameters=sum(p.numel() for p in params.values()),
-            noise_ratio=self.noise_ratio,
-            max_relative_radius=self.max_relative_radius,
-        )
+        steps = self._steps(list(gradients.values()), slot_counts, list(params.values()), batch.generator)
 
         def perturbed_logits(step: list[Tensor]) -> Any:
             perturbed = {name: p + s for (name, p), s in zip(params.items(), step)}
@@ -111,6 +128,30 @@ class CCSAM:
             flat = criterion(by_slot[slots, torch.arange(len(labels), device=labels.device)], labels)
             mixture = (1 - self.flat_ratio) * losses + self.flat_ratio * flat
         return [Term(losses=mixture)]
+
+    def _steps(
+        self, gradients: list[Tensor], counts: Tensor, params: list[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        """Return the perturbation of each slot, (K, *shape) per tensor; zero where the gradient is."""
+        lengths = class_norms(gradients, self.norms)
+        if self.perturbation == "dir":
+            return class_steps(gradients, [torch.ones_like(length) for length in lengths], lengths)
+        radii = [
+            class_conditional_radii(
+                length,
+                counts,
+                theta_norm=tree_norm(params),
+                num_parameters=sum(p.numel() for p in params),
+                noise_ratio=self.noise_ratio,
+                max_relative_radius=self.max_relative_radius,
+            )
+            for length in lengths
+        ]
+        if self.perturbation == "full":
+            return class_steps(gradients, radii, lengths)
+        directions = gaussian(gradients, generator, sigma=1.0)
+        radii = [radius * (length > 0) for radius, length in zip(radii, lengths)]
+        return class_steps(directions, radii, class_norms(directions, self.norms))
 
 
 class HeadCall:

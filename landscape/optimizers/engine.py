@@ -44,6 +44,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         either. Hooks on its step see the summed gradient in ``.grad``, e.g. to clip it.
     num_forwards, num_backwards : int
         Forward and backward passes through the model since construction.
+    memory : dict[str, Tensor]
+        What the rule keeps from step to step, if it does.
     epoch : int
         0-based epoch of the schedule; 0 until :meth:`start_epoch` is called.
 
@@ -79,6 +81,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         self.task = self._on_device(task or Task())
         self.bn_statistics = bn_statistics
         self._names: dict[int, str] = {}
+        self.memory: dict[str, Tensor] = {}
         self.num_forwards = 0
         self.num_backwards = 0
         self.epoch = 0
@@ -150,6 +153,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             generator=self.generator,
             keep_first_buffers=self.bn_statistics == "first-pass",
         )
+        batch.memory = dict(self.memory)
         try:
             with torch.no_grad():
                 gradient = batch.total(self.rule.terms(batch))
@@ -157,6 +161,10 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             batch.close()
             self.num_forwards += batch.num_forwards
             self.num_backwards += batch.num_backwards
+        self.memory = batch.memory
+        if batch.shift is not None:
+            with torch.no_grad():
+                torch._foreach_add_(params, list(batch.shift))
         self._base_step(params, gradient)
         assert batch.first_loss is not None
         return batch.first_loss
@@ -178,6 +186,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             "num_forwards": self.num_forwards,
             "num_backwards": self.num_backwards,
         }
+        if self.memory:
+            own["memory"] = dict(self.memory)
         if "generator" in self.rule.needs:
             own |= {"generator_device": self.generator.device.type, "generator_state": self.generator.get_state()}
         return {**self.base.state_dict(), "neighbourhood": own}
@@ -204,6 +214,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             return
         self.epoch, self.num_epochs = own["epoch"], own["num_epochs"]
         self.num_forwards, self.num_backwards = own["num_forwards"], own["num_backwards"]
+        place = self.base.param_groups[0]["params"][0].device
+        self.memory = {name: tensor.to(place) for name, tensor in own.get("memory", {}).items()}
         self.generator = self._default_generator()
         device = own.get("generator_device")
         if device is not None and (device == "cpu" or torch.accelerator.is_available()):
@@ -229,7 +241,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         if any(id(p) not in self._names for p in params):
             raise LandscapeError(
                 f"{self.rule.name} needs the names of all parameters, but some have none: "
-                "pass model=... or model.named_parameters(), or choose variant='all-parameters'"
+                "pass model=... or model.named_parameters()"
+                + (", or choose variant='all-parameters'" if self.rule.name == "asam" else "")
             )
         return [self._names[id(p)] for p in params]
 

@@ -85,7 +85,9 @@ class SSESAM:
 
     1. Three forward passes instead of four, because head and tail share the one at theta. With
        ``bn_statistics="every-pass"`` running statistics are therefore updated three times, not four.
-    2. No pass is spent on perturbing the head after the switch.
+    2. No pass is spent on perturbing the head after the switch, where the release still takes four and four with a radius
+       of zero: the gradients are the same. The switch is where the release's is: it counts the epochs that are done and
+       sets the radius to zero after the first with count >= gamma num_epochs (140 of 200: from epoch 140 on, from 0).
     3. Weights are restored from clones, not by subtracting the perturbation.
     """
 

@@ -36,11 +36,19 @@ class Term:
         One tensor per trainable parameter, added to the weights for this term; None means at theta itself.
     losses
         Losses (B,) to differentiate instead of the closure's, attached to the graph of the pass at theta.
+    gradient
+        A finished gradient, one entry per trainable parameter: it costs no pass. Leave None where the losses do not
+        depend on the parameter (:meth:`Batch.is_used`), so that weight decay leaves it alone.
+    scale
+        Factor of this term's gradient, a number or a scalar tensor. Two terms with the same weights and other scales
+        share their gradient at theta.
     """
 
     weights: Tensor | None = None
     perturbation: Sequence[Tensor] | None = None
     losses: Tensor | None = None
+    gradient: Gradient | None = None
+    scale: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,16 @@ class Rule(Protocol):
 class Batch:
     """One mini-batch during one step: a forward pass at theta that all gradients at theta share, and perturbed passes.
 
-    Rules use :attr:`params`, :attr:`names`, :attr:`labels`, :meth:`losses`, :meth:`gradient` and the schedule; the
-    engine the rest.
+    Rules use :attr:`params`, :attr:`names`, :attr:`labels`, :meth:`losses`, :meth:`gradient`, :meth:`at` and the
+    schedule; the engine the rest.
+
+    Attributes
+    ----------
+    memory
+        Tensors by name that a rule keeps from step to step; saved with the optimizer's state. A rule replaces entries
+        and does not change the tensors in place, so that a step that fails leaves the memory as it was.
+    shift
+        One tensor per trainable parameter that stays in the weights: the base step starts from theta plus shift.
     """
 
     def __init__(
@@ -100,6 +116,8 @@ class Batch:
         self.num_forwards = 0
         self.num_backwards = 0
         self.first_loss: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
+        self.shift: Sequence[Tensor] | None = None
         self._closure = closure
         self._losses: Tensor | None = None
         self._gradients: dict[int, tuple[Tensor | None, Gradient]] = {}
@@ -123,6 +141,25 @@ class Batch:
         raw = self._at_theta(weights, retain_graph=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, raw)]
 
+    def is_used(self) -> list[bool]:
+        """Return which trainable parameters the losses at theta depend on."""
+        return [g is not None for g in self._at_theta(None, retain_graph=True)]
+
+    def at(self, perturbation: Sequence[Tensor], weights: Tensor | None = None) -> tuple[Tensor, Gradient]:
+        """Return the losses (B,), detached, and the gradient of the mean of ``weights * losses`` at theta + perturbation.
+
+        For rules whose terms depend on losses elsewhere. It invalidates the graph of :meth:`losses`.
+        """
+        if self._originals is None:
+            self._originals = [p.detach().clone() for p in self.params]
+        try:
+            torch._foreach_add_(self.params, list(perturbation))
+            losses = self._forward()
+            return losses.detach(), self._backward(losses, weights, retain_graph=False)
+        finally:
+            # From the clones: subtracting the perturbation again would leave its round-off in the weights.
+            torch._foreach_copy_(self.params, self._originals)
+
     def is_tail(self) -> Tensor:
         """Return which examples belong to a tail class, (B,) bool."""
         assert self.labels is not None
@@ -134,18 +171,21 @@ class Batch:
     def total(self, terms: Sequence[Term]) -> Gradient:
         """Return the sum of the terms' gradients; those at theta first, because perturbing invalidates their graph."""
         total: Gradient = [None] * len(self.params)
-        here = [term for term in terms if term.perturbation is None]
+        here = [term for term in terms if term.perturbation is None and term.gradient is None]
         for i, term in enumerate(here):
             retain_graph = i + 1 < len(here)
             if term.losses is None:
-                total = _add(total, self._at_theta(term.weights, retain_graph=retain_graph))
+                gradient = self._at_theta(term.weights, retain_graph=retain_graph)
             else:
-                total = _add(total, self._backward(term.losses, term.weights, retain_graph=retain_graph))
+                gradient = self._backward(term.losses, term.weights, retain_graph=retain_graph)
+            total = _add(total, _scaled(gradient, term.scale))
         self._losses = None
         self._gradients.clear()
         for term in terms:
-            if term.perturbation is not None:
-                total = _add(total, self._perturbed(term.perturbation, term.weights))
+            if term.gradient is not None:
+                total = _add(total, _scaled(term.gradient, term.scale))
+            elif term.perturbation is not None:
+                total = _add(total, _scaled(self.at(term.perturbation, term.weights)[1], term.scale))
         return total
 
     def close(self) -> None:
@@ -160,16 +200,6 @@ class Batch:
         if key not in self._gradients:
             self._gradients[key] = (weights, self._backward(self.losses(), weights, retain_graph=retain_graph))
         return self._gradients[key][1]
-
-    def _perturbed(self, perturbation: Sequence[Tensor], weights: Tensor | None) -> Gradient:
-        if self._originals is None:
-            self._originals = [p.detach().clone() for p in self.params]
-        try:
-            torch._foreach_add_(self.params, list(perturbation))
-            return self._backward(self._forward(), weights, retain_graph=False)
-        finally:
-            # From the clones: subtracting the perturbation again would leave its round-off in the weights.
-            torch._foreach_copy_(self.params, self._originals)
 
     def _forward(self) -> Tensor:
         if self.num_forwards == 1:
@@ -219,6 +249,15 @@ def check_choice(rule: Rule, option: str, value: object, choices: Sequence[str])
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise LandscapeError(f"{rule.name}: {option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _scaled(gradient: Gradient, scale: float | Tensor) -> Gradient:
+    """Return scale * gradient; the same tensors where the scale is the number 1."""
+    if not isinstance(scale, Tensor) and scale == 1:
+        return gradient
+    given = [g for g in gradient if g is not None]
+    scaled = iter(torch._foreach_mul(given, scale) if given else ())
+    return [None if g is None else next(scaled) for g in gradient]
 
 
 def _add(a: Gradient, b: Gradient) -> Gradient:

@@ -22,7 +22,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ssesam": {"rho_head": 0.2, "rho_tail": 0.4, "gamma": 0.5},
     "gnm": {"rho": 1.0, "decay_every": 1},
     "ccsam": {"noise_ratio": 0.05, "max_relative_radius": None},
+    "focal-sam": {"rho": 0.3, "gamma": 2.0, "lam": 0.8},
+    "gnp": {"r": 0.3, "alpha": 0.7},
+    "lpf": {"gamma": 0.1},
+    "mp": {"bound": 0.4, "layers": "last-weights", "num_layers": 1},
+    "perturbed-gd": {"radius": 0.3, "threshold": 1e-3},  # never jumps; the tests that want it to say so
 }
+STEP_IS_PLAIN = ("sgd", "swa", "spectral-norm")
 SGD_OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from optimizer_cases import (
     SGD_OPTIONS,
+    STEP_IS_PLAIN,
     build,
     closure_of,
     criterion,
@@ -32,9 +33,19 @@ PASSES = {
     "imbsam": (2, 3),
     "ssesam": (3, 4),
     "ccsam": (1, 1),
+    "focal-sam": (2, 3),
+    "gnp": (2, 2),
+    "lpf": (1, 1),
+    "mp": (2, 2),
+    "perturbed-gd": (2, 2),
+    "swa": (1, 1),
+    "spectral-norm": (1, 1),
 }
+FIRST_PASS_IS_PERTURBED = ("gnm", "lpf", "mp")
 every_method = pytest.mark.parametrize("name", OPTIMIZERS)
-every_perturbation = pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("sgd", "ccsam")])
+every_perturbation = pytest.mark.parametrize(
+    "name", [name for name in OPTIMIZERS if name not in (*STEP_IS_PLAIN, "ccsam", "perturbed-gd")]
+)
 
 
 class Interruption(Exception):
@@ -85,11 +96,11 @@ def test_pass_counts(name):
 
 
 @dataclass(frozen=True)
-class GradientNormPenalty:
-    """A rule that the package does not have: alpha of SAM's gradient, 1 - alpha of the plain one."""
+class Mixture:
+    """A rule of a user's own: alpha of SAM's gradient, 1 - alpha of the plain one, by weights of the examples."""
 
     alpha: float
-    name: ClassVar[str] = "gnp"
+    name: ClassVar[str] = "mixture"
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def terms(self, batch):
@@ -102,14 +113,14 @@ class GradientNormPenalty:
 def test_a_new_rule_is_a_few_lines_and_repeats_no_pass():
     x, y = make_batch()
     results = []
-    for rule in (GradientNormPenalty(1.0), SAM(0.3)):
+    for rule in (Mixture(1.0), SAM(0.3)):
         model = make_model()
         optimizer = NeighbourhoodOptimizer(model.parameters(), rule, base_options=SGD_OPTIONS)
         for _ in range(3):
             optimizer.step(closure_of(model, x, y))
         results.append(weights(model))
         # The mean's gradient is asked for three times and computed once.
-        assert optimizer.num_backwards == 3 * (3 if rule.name == "gnp" else 2)
+        assert optimizer.num_backwards == 3 * (3 if rule.name == "mixture" else 2)
         assert optimizer.num_forwards == 3 * 2
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
@@ -344,7 +355,7 @@ def test_batchnorm_statistics_follow_the_policy(name):
         optimizer = build(name, model, bn_statistics=policy, base_options={"lr": 0.0})
         optimizer.step(closure_of(model, x, y), labels=y)
         updates[policy] = model[1].num_batches_tracked.item()
-        if policy == "first-pass" and name != "gnm":  # GNM's first pass is at perturbed weights
+        if policy == "first-pass" and name not in FIRST_PASS_IS_PERTURBED:
             assert model[1].running_mean.equal(once[1].running_mean)
             assert model[1].running_var.equal(once[1].running_var)
     assert updates == {"every-pass": PASSES[name][0], "first-pass": 1}

@@ -65,10 +65,22 @@ def test_defaults_are_the_published_ones():
     defaults = {name: {f.name: f.default for f in fields(rule)} for name, rule in OPTIMIZERS.items()}
     assert defaults == {
         "sgd": {},
-        "sam": {"rho": 0.05},
+        "sam": {
+            "rho": 0.05,
+            "schedule": "constant",
+            "rho_steps": (0.05, 0.1, 0.5, 0.6),
+            "rho_epochs": (5, 160, 180),
+            "rho_range": (0.05, 0.8),
+        },
         "asam": {"rho": 0.5, "eta": None, "variant": "official"},
         "imbsam": {"rho": 0.05, "eta": 20, "tail_weight": 1.0},
-        "ccsam": {"flat_ratio": 0.3, "noise_ratio": 0.01, "max_relative_radius": 0.05},
+        "ccsam": {
+            "flat_ratio": 0.3,
+            "noise_ratio": 0.01,
+            "max_relative_radius": 0.05,
+            "perturbation": "full",
+            "norms": "per-tensor",
+        },
         "ssesam": {"rho_head": 0.05, "rho_tail": 0.10, "gamma": 0.70, "eta": 100},
         "gnm": {
             "rho": 0.05,
@@ -78,6 +90,28 @@ def test_defaults_are_the_published_ones():
             "decay_every": 59,
             "schedule": "described",
         },
+        "focal-sam": {
+            "rho": 0.2,
+            "gamma": 3.0,
+            "lam": 0.5,
+            "schedule": "constant",
+            "rho_steps": (0.1, 0.2),
+            "rho_epochs": (0.8,),
+            "rho_range": (0.05, 0.8),
+        },
+        "gnp": {"r": 0.1, "alpha": 0.8, "variant": "paper"},
+        "lpf": {"gamma": 0.002, "num_parts": 1},
+        "mp": {
+            "random_times": 2,
+            "std_weight": 2.0,
+            "bound": 0.01,
+            "distribution": "discrete-beta",
+            "layers": "last-convs",
+            "num_layers": 4,
+        },
+        "perturbed-gd": {"radius": 0.1, "threshold": 0.1, "wait": 100, "gradient_at": "after", "variant": "ball"},
+        "swa": {"start": 0.8, "swa_lr": 0.05, "schedule": "own"},
+        "spectral-norm": {"num_iterations": 1, "head": True, "eps": 1e-12},
     }
 
 

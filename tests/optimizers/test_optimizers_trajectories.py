@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optimizer_cases import CLASS_COUNTS, OPTIONS, TAIL, build, closure_of, criterion, make_batch, make_model, weights
-from torch.nn import functional
+from optimizer_cases import STEP_IS_PLAIN, build, closure_of, criterion, make_batch, make_model, weights
+from plain_loops import JUMPS, REFERENCES, along, grads_moved, grads_of, lpf_noise, zeros
 
 from landscape.optimizers import OPTIMIZERS
 from landscape.randomness import stream
@@ -16,100 +16,6 @@ BASES = {
     "adam": (torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.05}),
     "adamw": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.05}),
 }
-
-
-def grads_of(loss, model):
-    model.zero_grad()
-    loss.backward()
-    return [p.grad.clone() for p in model.parameters()]
-
-
-def grads_moved(model, x, y, mask, steps):
-    """Move the weights, differentiate the masked loss over B, move back."""
-    saved = [p.data.clone() for p in model.parameters()]
-    for p, step in zip(model.parameters(), steps):
-        p.data = p.data + step
-    grads = grads_of((criterion(model(x), y) * mask).sum() / len(y), model)
-    for p, value in zip(model.parameters(), saved):
-        p.data = value
-    return grads
-
-
-def along(grads, rho):
-    norm = sum((g**2).sum() for g in grads) ** 0.5
-    return [rho * g / norm for g in grads]
-
-
-def zeros(model):
-    return [torch.zeros_like(p) for p in model.parameters()]
-
-
-def sgd(model, x, y, epoch, noise):
-    return grads_of(criterion(model(x), y).mean(), model)
-
-
-def sam(model, x, y, epoch, noise):
-    ones = torch.ones(len(y), dtype=x.dtype)
-    g = grads_moved(model, x, y, ones, zeros(model))
-    return grads_moved(model, x, y, ones, along(g, OPTIONS["sam"]["rho"]))
-
-
-def asam(model, x, y, epoch, noise):
-    ones = torch.ones(len(y), dtype=x.dtype)
-    g = grads_moved(model, x, y, ones, zeros(model))
-    scale = [p.data.abs() + 0.01 if "weight" in n else torch.ones_like(p) for n, p in model.named_parameters()]
-    norm = sum(((t * a) ** 2).sum() for t, a in zip(scale, g)) ** 0.5
-    return grads_moved(model, x, y, ones, [0.5 * t**2 * a / norm for t, a in zip(scale, g)])
-
-
-def imbsam(model, x, y, epoch, noise):
-    tail = torch.tensor([float(c in TAIL) for c in y.tolist()], dtype=x.dtype)
-    g_head = grads_moved(model, x, y, 1 - tail, zeros(model))
-    g_tail = grads_moved(model, x, y, 2 * tail, zeros(model))
-    moved = grads_moved(model, x, y, 2 * tail, along(g_tail, OPTIONS["imbsam"]["rho"]))
-    return [a + b for a, b in zip(g_head, moved)]
-
-
-def ssesam(model, x, y, epoch, noise):
-    tail = torch.tensor([float(c in TAIL) for c in y.tolist()], dtype=x.dtype)
-    rho_head = OPTIONS["ssesam"]["rho_head"] if epoch < 2 else 0.0
-    total = zeros(model)
-    for mask, rho in ((1 - tail, rho_head), (tail, OPTIONS["ssesam"]["rho_tail"])):
-        g = grads_moved(model, x, y, mask, zeros(model))
-        total = [a + b for a, b in zip(total, grads_moved(model, x, y, mask, along(g, rho)))]
-    return total
-
-
-def gnm(model, x, y, epoch, noise):
-    factor = OPTIONS["gnm"]["rho"] * 0.1 * {0: 1.0, 2: 0.5}[epoch]
-    steps = []
-    for p in model.parameters():
-        z = torch.randn(p.shape, generator=noise, dtype=p.dtype) / 3
-        steps.append(factor * z.clamp(-1, 1))
-    return grads_moved(model, x, y, torch.ones(len(y), dtype=x.dtype), steps)
-
-
-def ccsam(model, x, y, epoch, noise):
-    head, backbone = model[2], model[:2]
-    features = backbone(x)
-    logits = features @ head.weight.T + head.bias
-    theta = torch.cat([head.weight.flatten(), head.bias]).detach()
-    flat = torch.zeros(len(y), dtype=x.dtype)
-    for c in sorted(set(y.tolist())):
-        rows = torch.tensor([i for i, label in enumerate(y.tolist()) if label == c])
-        loss = functional.cross_entropy(logits[rows], y[rows])
-        moved = []
-        for p, g in zip(
-            (head.weight, head.bias), torch.autograd.grad(loss, (head.weight, head.bias), retain_graph=True)
-        ):
-            radius = (theta.norm() / (2 * g.norm())).sqrt() * (theta.numel() / (CLASS_COUNTS[c] - 1)) ** 0.25
-            moved.append(p + OPTIONS["ccsam"]["noise_ratio"] * radius * g / g.norm())
-        at_moved = criterion(features[rows] @ moved[0].T + moved[1], y[rows])
-        flat = flat.index_put((rows,), at_moved)
-    return grads_of((0.7 * criterion(logits, y) + 0.3 * flat).mean(), model)
-
-
-REFERENCES = {"sgd": sgd, "sam": sam, "asam": asam, "imbsam": imbsam, "ssesam": ssesam, "gnm": gnm, "ccsam": ccsam}
 
 
 def reference_run(name, base, options, x, y):
@@ -127,7 +33,7 @@ def reference_run(name, base, options, x, y):
 
 def engine_run(name, base, options, x, y):
     model = make_model()
-    optimizer = build(name, model, base=base, base_options=options)
+    optimizer = build(name, model, base=base, base_options=options, **(JUMPS if name == "perturbed-gd" else {}))
     for step, epoch in enumerate(EPOCHS):
         if step == 0 or epoch != EPOCHS[step - 1]:
             optimizer.start_epoch(epoch, 4, stream(7, f"noise/{epoch}"))
@@ -145,7 +51,7 @@ def test_five_steps_equal_a_plain_loop(name, base):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "sgd"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in STEP_IS_PLAIN])
 def test_every_method_differs_from_plain_descent(name):
     x, y = make_batch()
     difference = engine_run(name, *BASES["sgd"], x, y) - engine_run("sgd", *BASES["sgd"], x, y)
@@ -164,3 +70,68 @@ def test_asam_with_all_parameters_scaled_has_no_offset():
     optimizer = build("asam", model, base_options={"lr": 0.1}, variant="all-parameters")
     optimizer.step(closure_of(model, x, y))
     torch.testing.assert_close(weights(model), torch.cat([e.flatten() for e in expected]), rtol=1e-12, atol=1e-12)
+
+
+def test_gnp_as_released_mixes_in_the_normalised_gradient():
+    x, y = make_batch()
+    model, other = make_model(), make_model()
+    ones = torch.ones(len(y))
+    g = grads_of(criterion(other(x), y).mean(), other)
+    moved = grads_moved(other, x, y, ones, along(g, 0.3))
+    steps = [0.4 * a + 0.6 * b for a, b in zip(along(g, 1.0), moved)]
+    expected = torch.cat([(p - 0.1 * step).detach().flatten() for p, step in zip(other.parameters(), steps)])
+    optimizer = build("gnp", model, base_options={"lr": 0.1}, alpha=0.6, variant="released")
+    optimizer.step(closure_of(model, x, y))
+    torch.testing.assert_close(weights(model), expected, rtol=1e-11, atol=1e-13)
+    assert (optimizer.num_forwards, optimizer.num_backwards) == (2, 2)
+
+
+@pytest.mark.parametrize("num", [12, 11])
+def test_lpf_parts_have_noise_of_their_own_and_equal_weight(num):
+    """12 examples in 3 parts of 4; 11 in parts of 3, 4 and 4, so that an example of the first counts more."""
+    x, y = make_batch(num)
+    model, other = make_model(), make_model()
+    optimizer = build("lpf", model, base_options={"lr": 0.1}, gamma=0.2, num_parts=3)
+    optimizer.start_epoch(0, 4, stream(7, "noise"))
+    optimizer.step(closure_of(model, x, y), labels=y)
+
+    noise, total = stream(7, "noise"), zeros(other)
+    draws = [lpf_noise(other, noise, 0.2) for _ in range(3)]
+    parts = [range(4), range(4, 8), range(8, 12)] if num == 12 else [range(3), range(3, 7), range(7, 11)]
+    for part, draw in zip(parts, draws):
+        rows = torch.tensor(list(part))
+        grads = grads_moved(other, x[rows], y[rows], torch.ones(len(rows)), draw)
+        total = [a + b / 3 for a, b in zip(total, grads)]
+    expected = torch.cat([(p - 0.1 * step).detach().flatten() for p, step in zip(other.parameters(), total)])
+    torch.testing.assert_close(weights(model), expected, rtol=1e-11, atol=1e-13)
+    assert (optimizer.num_forwards, optimizer.num_backwards) == (3, 3)
+
+
+def test_perturbed_gd_with_the_gradient_before_the_jump_costs_one_pass():
+    x, y = make_batch()
+    model, other = make_model(), make_model()
+    optimizer = build("perturbed-gd", model, base_options={"lr": 0.1}, gradient_at="before", **JUMPS)
+    optimizer.start_epoch(0, 4, stream(7, "noise"))
+    optimizer.step(closure_of(model, x, y))
+    g = grads_of(criterion(other(x), y).mean(), other)
+    noise = stream(7, "noise")
+    draw = [torch.randn(p.shape, generator=noise, dtype=p.dtype) for p in other.parameters()]
+    share = torch.rand((), generator=noise, dtype=x.dtype).item() ** (1 / len(weights(other)))
+    steps = along(draw, JUMPS["radius"] * share)
+    expected = torch.cat([(p + s - 0.1 * a).detach().flatten() for p, s, a in zip(other.parameters(), steps, g)])
+    torch.testing.assert_close(weights(model), expected, rtol=1e-12, atol=1e-14)
+    assert (optimizer.num_forwards, optimizer.num_backwards) == (1, 1)
+
+
+def test_stochastic_perturbed_gd_adds_noise_to_every_gradient():
+    x, y = make_batch()
+    model, other = make_model(), make_model()
+    optimizer = build("perturbed-gd", model, base_options={"lr": 0.1}, variant="stochastic", radius=0.5)
+    optimizer.start_epoch(0, 4, stream(7, "noise"))
+    optimizer.step(closure_of(model, x, y))
+    noise, total = stream(7, "noise"), []
+    for a in grads_of(criterion(other(x), y).mean(), other):
+        total.append(a + 0.5 / len(weights(other)) ** 0.5 * torch.randn(a.shape, generator=noise, dtype=a.dtype))
+    expected = torch.cat([(p - 0.1 * step).detach().flatten() for p, step in zip(other.parameters(), total)])
+    torch.testing.assert_close(weights(model), expected, rtol=1e-12, atol=1e-14)
+    assert (optimizer.num_forwards, optimizer.num_backwards) == (1, 1)
