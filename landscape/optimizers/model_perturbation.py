@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
-from scipy.special import betainc
 from torch import Tensor
 
 from landscape.errors import LandscapeError
@@ -163,6 +162,8 @@ class ModelPerturbation:
 @lru_cache(maxsize=4)  # on its device once: a copy in every step would make the host wait
 def _tables(distribution: str, device: str) -> tuple[Tensor, Tensor]:
     """Return, for the 49 pairs (alpha, beta), the Beta distribution function at 1/5, 2/5, 3/5, 4/5, and the five levels."""
+    from scipy.special import betainc  # slow to import, and only this method needs it
+
     rows = [
         [betainc(alpha, beta, k / NUM_LEVELS) for k in range(1, NUM_LEVELS)]
         for alpha in BETA_PARAMETERS
