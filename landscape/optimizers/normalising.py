@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.errors import LandscapeError
 from landscape.optimizers.companions import Batches
@@ -60,7 +60,7 @@ class SpectralNorm:
             raise LandscapeError(f"spectral-norm: head must be true or false (1 or 0), got {self.head!r}")
 
     def companion(self, model: nn.Module) -> NormalisedLayers:
-        """Parametrize the network's layers and return what undoes it in a copy."""
+        """Parametrize the network's layers and return what gives their plain weights."""
         return NormalisedLayers(self, model)
 
     def terms(self, batch: Batch) -> list[Term]:
@@ -94,6 +94,9 @@ class NormalisedLayers:
                 f"spectral-norm: {type(model).__name__} has no convolution or linear layer to normalise"
                 + ("" if rule.head else " besides its head: leave head=true")
             )
+        # Exports are written into a copy from before: the class of a parametrized layer is made for it and shared with
+        # its copies, so that removing the parametrization of a copy would break the layer that is trained.
+        self.plain = copy.deepcopy(model)
         for name in self.layers:
             _normalise(model.get_submodule(name), rule)
 
@@ -105,11 +108,19 @@ class NormalisedLayers:
         """Do nothing."""
 
     def export(self, batches: Batches) -> nn.Module:
-        """Return a copy of the network, in evaluation mode, whose layers have the normalised weights as plain parameters."""
-        network = copy.deepcopy(self.model).eval()  # in training mode the removal would iterate once more
+        """Return a network without parametrizations, with the normalised weights; the same object in every call."""
+        state = {
+            name: value for name, value in self.model.state_dict().items() if ".parametrizations." not in f".{name}"
+        }
         for name in self.layers:
-            remove_parametrizations(network.get_submodule(name), "weight", leave_parametrized=True)
-        return network
+            layer = self.model.get_submodule(name)
+            norm = layer.get_submodule("parametrizations.weight.0")
+            was_training = norm.training
+            norm.eval()  # in training mode the look would be a power iteration
+            state[f"{name}.weight" if name else "weight"] = layer.weight.detach()  # type: ignore[operator]
+            norm.train(was_training)
+        self.plain.load_state_dict(state)
+        return self.plain
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the vectors are the network's buffers."""

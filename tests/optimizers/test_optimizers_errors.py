@@ -75,6 +75,29 @@ def test_bad_calls_are_named():
         ("ccsam", {"model": None}, "ccsam needs model, got none"),
         ("ccsam", {"criterion": None}, "ccsam needs criterion, got none"),
         ("ccsam", {"class_counts": None}, "ccsam needs class_counts, got none"),
+        ("ccsam", {"perturbation": "both"}, "perturbation must be one of full, dir, mag, got 'both'"),
+        ("ccsam", {"norms": "all"}, "norms must be one of per-tensor, joint, got 'all'"),
+        ("focal-sam", {"class_counts": None}, "focal-sam needs class_counts, got none"),
+        ("focal-sam", {"lam": -1.0}, "lam .* got -1.0"),
+        ("focal-sam", {"gamma": -1.0}, "gamma .* got -1.0"),
+        ("gnp", {"r": -1.0}, "gnp: r .* got -1.0"),
+        ("gnp", {"alpha": -1.0}, "alpha .* got -1.0"),
+        ("gnp", {"variant": "x"}, "variant must be one of paper, released, got 'x'"),
+        ("lpf", {"gamma": -1.0}, "lpf: gamma .* got -1.0"),
+        ("lpf", {"num_parts": 0}, "num_parts .* >= 1, got 0"),
+        ("lpf", {"num_parts": 1.5}, "num_parts must be a whole number, got 1.5"),
+        ("mp", {"random_times": 0}, "random_times .* >= 1, got 0"),
+        ("mp", {"num_layers": 2.5}, "num_layers must be a whole number, got 2.5"),
+        ("mp", {"std_weight": -1}, "std_weight .* got -1"),
+        ("mp", {"bound": -1}, "bound .* got -1"),
+        ("mp", {"distribution": "x"}, "distribution must be one of discrete-beta, .* got 'x'"),
+        ("mp", {"layers": "x"}, "layers must be one of last-convs, .* got 'x'"),
+        ("perturbed-gd", {"radius": -1}, "radius .* got -1"),
+        ("perturbed-gd", {"threshold": -1}, "threshold .* got -1"),
+        ("perturbed-gd", {"wait": -1}, "wait .* got -1"),
+        ("perturbed-gd", {"wait": 2.5}, "wait must be a whole number, got 2.5"),
+        ("perturbed-gd", {"gradient_at": "x"}, "gradient_at must be one of after, before, got 'x'"),
+        ("perturbed-gd", {"variant": "x"}, "variant must be one of ball, stochastic, got 'x'"),
         ("sam", {"bn_statistics": "first-pass", "model": None}, "bn_statistics='first-pass' needs the model"),
         ("sam", {"bn_statistics": "never"}, "every-pass or first-pass, got 'never'"),
     ],
@@ -84,6 +107,18 @@ def test_bad_options_are_named(name, changes, message):
     settings = {"model": model, "criterion": criterion, "class_counts": CLASS_COUNTS, "tail_classes": [3], **changes}
     with pytest.raises(LandscapeError, match=message):
         build_optimizer(name, model.parameters(), base_options=SGD_OPTIONS, **settings)
+
+
+def test_what_only_the_step_can_know_is_named_there():
+    model, (x, y) = make_model(), make_batch(2)
+    with pytest.raises(LandscapeError, match="lpf needs the labels of the batch"):
+        build("lpf", model, num_parts=3).step(closure_of(model, x, y))
+    with pytest.raises(LandscapeError, match="cannot cut a batch of 2 examples into 3 parts"):
+        build("lpf", model, num_parts=3).step(closure_of(model, x, y), labels=y)
+    with pytest.raises(LandscapeError, match=r"mp needs the names of all parameters.*named_parameters\(\)$"):
+        build_optimizer("mp", model.parameters()).step(closure_of(model, x, y))
+    with pytest.raises(LandscapeError, match="no trainable parameter is meant by layers='convs'"):
+        build("mp", model, layers="convs").step(closure_of(model, x, y))
 
 
 def test_asam_takes_names_from_the_model_or_the_parameters():
