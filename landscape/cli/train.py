@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from landscape.pipeline import RunSpec
 
 ALL_OPTIMIZERS = "sgd,sam,asam,imbsam,ccsam,ssesam,gnm"
+# Those of the main job, and all that one training can take; literal, because no command imports torch to print its help.
+EVERY_OPTIMIZER = f"{ALL_OPTIMIZERS},focal-sam,gnp,lpf,mp,perturbed-gd,swa,spectral-norm"
 GROUP_LANES = ("head", "medium", "tail", "all")
 
 
@@ -102,7 +104,7 @@ def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
 def train(
     out: opt.Out,
     optimizer: Annotated[
-        str | None, typer.Option("--optimizer", help=ALL_OPTIMIZERS.replace(",", ", "), rich_help_panel=opt.MODEL)
+        str | None, typer.Option("--optimizer", help=EVERY_OPTIMIZER.replace(",", ", "), rich_help_panel=opt.MODEL)
     ] = None,
     optimizer_option: Annotated[
         list[str] | None,

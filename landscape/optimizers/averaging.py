@@ -92,7 +92,7 @@ class SWA:
         Examples
         --------
         >>> [round(SWA().learning_rate(epoch, 200, lr=0.1), 4) for epoch in (0, 80, 112, 145, 199)]
-        [0.1, 0.1, 0.0756, 0.05, 0.05]
+        [0.1, 0.1, 0.0755, 0.05, 0.05]
         """
         t = epoch / self.first_epoch(num_epochs)
         if t <= 0.5:

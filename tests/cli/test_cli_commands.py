@@ -13,7 +13,10 @@ from cli_cases import FEW, contents, landscape, succeeds
 from conftest import MAIN_JOB
 
 from landscape.checkpoint import read_checkpoint
+from landscape.cli.options import parse_settings
+from landscape.cli.train import EVERY_OPTIMIZER
 from landscape.loading import load_risk
+from landscape.optimizers import OPTIMIZERS
 from landscape.results import WHOLE_ANALYSIS, load_results, validate
 
 
@@ -26,6 +29,15 @@ def group_of(path, name) -> xr.Dataset:
 
 def lanes_of(dataset) -> list[str]:
     return [str(name) for name in dataset.lane.values]
+
+
+def test_the_help_of_train_lists_every_optimizer():
+    assert EVERY_OPTIMIZER.split(",") == list(OPTIMIZERS)
+
+
+def test_settings_may_be_words_and_lists():
+    settings = parse_settings(["head=false", "start=None", "rho-steps=0.1,0.2"], "--optimizer-option")
+    assert settings == {"head": False, "start": None, "rho_steps": "0.1,0.2"}
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
