@@ -44,7 +44,9 @@ MISLAS: dict[str, Any] = {
 
 def _sam(*rho: float) -> dict[str, Any]:
     """Return SAM with the radii of epochs up to 5, 60, 75 and 90 of 90."""
-    return {"optimizer": "sam", "optimizer_options": {"schedule": "step", "values": rho, "breakpoints": (5, 60, 75)}}
+    # As shares, so that a shorter training keeps the order.
+    steps = {"schedule": "step", "rho_steps": rho, "rho_epochs": (5 / 90, 60 / 90, 75 / 90)}
+    return {"optimizer": "sam", "optimizer_options": steps}
 
 
 def _slide(*values: float) -> Published:
@@ -133,8 +135,8 @@ LARGE_RECIPES: dict[str, Recipe] = {
                 "gamma": 0.8,
                 "lam": 0.8,
                 "schedule": "step",
-                "values": (0.1, 0.2),
-                "breakpoints": (160,),
+                "rho_steps": (0.1, 0.2),
+                "rho_epochs": (159 / 200,),
             },
         },
         (Published("Focal-SAM", all=54.3),),
