@@ -19,10 +19,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.errors import unknown_name
+from landscape.memory import available_memory
 from landscape.risk.allocation import keep_freed_memory
 from landscape.risk.arithmetic import plain_checkpointing, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import calibration_batches, recalibrate
-from landscape.risk.examples import as_model_inputs, available_memory
+from landscape.risk.examples import as_model_inputs
 from landscape.risk.folding import Pair, find_pairs, fold
 from landscape.risk.fusion import fused
 from landscape.risk.inputs import Inputs, call_with, logits_in, num_rows, rows_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,16 +171,3 @@ def limit_per_class(labels: Tensor, limit: int) -> Tensor:
     for c in torch.unique(labels).tolist():
         keep[torch.nonzero(labels == c)[:limit, 0]] = True
     return torch.nonzero(keep)[:, 0]
-
-
-def available_memory(device: torch.device) -> int:
-    """Return bytes of memory that are free now: on the GPU, or in the machine (container limits included)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            free = min(free, int(file.read()))
-    except (OSError, ValueError):
-        pass
-    return free

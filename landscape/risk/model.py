@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
+from landscape.memory import available_memory
 from landscape.risk.arithmetic import differentiation, random_states_kept
 from landscape.risk.batchnorm import (
     BatchNormPolicy,
@@ -23,7 +24,7 @@ from landscape.risk.batchnorm import (
 )
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
 from landscape.risk.evaluation import class_means, lane_means, require_one_pass
-from landscape.risk.examples import Examples, Transform, as_model_inputs, available_memory, read_examples
+from landscape.risk.examples import Examples, Transform, as_model_inputs, read_examples
 from landscape.risk.gauss_newton import curvature_parts, gauss_newton_products
 from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
 from landscape.risk.intake import (

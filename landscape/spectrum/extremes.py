@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.memory import available_memory
 from landscape.risk import ClassRisk
-from landscape.risk.examples import available_memory
 from landscape.risk.preflight import require_proven
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.basis import BasisPlace

@@ -10,10 +10,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from landscape.memory import available_memory
 from landscape.randomness import stream
 from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
-from landscape.risk.examples import available_memory
 from landscape.risk.workers import FEWEST_NUMBERS
 from landscape.spectrum.assembly import assemble
 from landscape.spectrum.ends import Extremes

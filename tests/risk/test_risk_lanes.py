@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from landscape.errors import LandscapeError
+from landscape.memory import available_memory
 from landscape.risk import AnalyticRisk, choose_lanes
 from landscape.risk import lanes_of as lanes_of_risk
-from landscape.risk.examples import Examples, available_memory, limit_per_class, read_examples
+from landscape.risk.examples import Examples, limit_per_class, read_examples
 
 NAMES = ("cat", "dog", "owl", "yak")
 COUNTS = torch.tensor([6, 3, 1, 0])
