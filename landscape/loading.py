@@ -40,9 +40,13 @@ AugmentChoice = Literal["none", "frozen", "redraw"]
 RECORD_TYPES: dict[str, type] = {"model": str, "head": str, "loss": str, "loss_options": dict}
 RECIPE_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "data_dir", "profile", "selection", "group_rule"), str),
+    **dict.fromkeys(("train_list", "test_list", "relabel"), str),
     "imbalance_ratio": (int, float),
+    "resize": int,
     **dict.fromkeys(("mean", "std"), list),
 }
+# Where the data lie, which does not change what they are.
+PLACES = {"data_dir": "--data-dir", "train_list": "--train-list", "test_list": "--test-list"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ class CheckpointSource:
     ----------
     path
         Checkpoint file.
-    model, head, dataset, data_dir, imbalance_ratio, group_rule, mean, std
+    model, head, dataset, data_dir, imbalance_ratio, group_rule, mean, std, train_list, test_list, relabel, resize
         Needed (model and dataset) for a file of others; for one of ours they override the record.
+    cache_dir, download
+        As in :func:`landscape.data.load_dataset`; they are not recorded.
     split, max_per_class
         ``train`` or ``test``; the first N examples of each class in file order.
     loss
@@ -83,6 +89,12 @@ class CheckpointSource:
     group_rule: str | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    train_list: str | Path | None = None
+    test_list: str | Path | None = None
+    relabel: str | None = None
+    resize: int | None = None
+    cache_dir: str | Path | None = None
+    download: bool = False
     split: SplitName = "train"
     max_per_class: int | None = None
     loss: str = "own"
@@ -151,14 +163,15 @@ def _load_data(source: CheckpointSource, spec: dict[str, Any]) -> Dataset:
         raise LandscapeError(
             f"{source.path} does not record its data: name it with --dataset (and --data-dir), for example --dataset cifar10"
         )
-    for key in ("data_dir", "imbalance_ratio", "group_rule", "mean", "std"):
+    for key in ("imbalance_ratio", "group_rule", "mean", "std", "relabel", "resize", *PLACES):
         value = getattr(source, key)
         if value is not None:
-            recipe[key] = str(value) if key == "data_dir" else value
-    folder = recipe.get("data_dir")
-    if folder is not None and source.data_dir is None and not Path(folder).exists():
-        raise LandscapeError(f"the data of {source.path} are no longer at {folder}: name their place with --data-dir")
-    return load_dataset(**recipe)
+            recipe[key] = str(value) if key in PLACES else value
+    for key, option in PLACES.items():
+        place = recipe.get(key)
+        if place is not None and getattr(source, key) is None and not Path(place).exists():
+            raise LandscapeError(f"the data of {source.path} are no longer at {place}: name their place with {option}")
+    return load_dataset(**recipe, cache_dir=source.cache_dir, download=source.download)
 
 
 def _recorded_recipe(source: CheckpointSource, spec: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +245,7 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
             "checkpoint": Path(source.path).name,
             "checkpoint_sha256": loaded.checkpoint.sha256,
             "dataset": dataset.name,
-            "data_recipe": {key: value for key, value in dataset.recipe.items() if key != "data_dir"},
+            "data_recipe": {key: value for key, value in dataset.recipe.items() if key not in PLACES},
             "split": source.split,
             "max_per_class": source.max_per_class or 0,
             "group_rule": dataset.groups.rule,

@@ -58,11 +58,31 @@ def _finite_ratio(value: float | None) -> float | None:
 
 def data_options(
     dataset: Annotated[
-        str | None, option("--dataset", "digits-lt, cifar10-lt, cifar100-lt, cifar10, cifar100 or arrays.", DATA)
+        str | None,
+        option(
+            "--dataset",
+            "digits-lt, cifar10-lt, cifar100-lt, cifar10, cifar100, arrays, imagenet-lt, places-lt, inaturalist18, "
+            "image-list or image-folder.",
+            DATA,
+        ),
     ] = None,
     data_dir: Annotated[
-        Path | None, option("--data-dir", "Folder of the official files, or the .npz file.", DATA)
+        Path | None, option("--data-dir", "Folder of the official files or images, or the .npz file.", DATA)
     ] = None,
+    train_list: Annotated[
+        Path | None, option("--train-list", "List of training images, lines 'relative/path label'.", DATA)
+    ] = None,
+    test_list: Annotated[Path | None, option("--test-list", "List of test images.", DATA)] = None,
+    relabel: Annotated[
+        str | None, option("--relabel", "Number the classes by falling count: count, or none.", DATA)
+    ] = None,
+    resize: Annotated[
+        int | None, option("--resize", "Side of the network's input, in pixels; 224 for images on disk.", DATA)
+    ] = None,
+    cache_dir: Annotated[Path | None, option("--cache-dir", "Keep decoded images there, for later runs.", DATA)] = None,
+    download: Annotated[
+        bool, option("--download", "Let torchvision download CIFAR into the data folder.", DATA)
+    ] = False,
     imbalance_ratio: Annotated[
         float | None,
         option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, _finite_ratio),
@@ -264,6 +284,7 @@ def checkpoint_source(path: Path, given: dict[str, Any]) -> CheckpointSource:
     from landscape.loading import CheckpointSource
 
     fields = ["model", "head", "dataset", "data_dir", "imbalance_ratio", "group_rule"]
+    fields += ["train_list", "test_list", "relabel", "resize", "cache_dir", "download"]
     fields += ["split", "max_per_class", "augment", "augment_draws", "params", "dtype", "device"]
     return CheckpointSource(
         path,
@@ -290,9 +311,11 @@ def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
     names = ["dataset", "imbalance_ratio", "profile", "selection", "group_rule", "model", "head", "loss", "reweight"]
     names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed", "optimizer"]
     names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "accumulate"]
+    names += ["relabel", "resize"]
     chosen = {name: given[name] for name in names if given.get(name) is not None}
-    chosen |= {name: True for name in ("compile",) if given[name]}
-    chosen |= {name: str(given[name]) for name in ("data_dir", "start") if given[name] is not None}
+    chosen |= {name: True for name in ("compile", "download") if given[name]}
+    paths = ("data_dir", "train_list", "test_list", "cache_dir", "start")
+    chosen |= {name: str(given[name]) for name in paths if given[name] is not None}
     chosen |= {name: numbers for name in ("mean", "std") if (numbers := parse_numbers(given[name], f"--{name}"))}
     for kind in OWNERS:
         options = parse_settings(given.get(f"{kind}_option"), f"--{kind}-option")

@@ -1,7 +1,8 @@
-"""Long-tailed image data: published profiles, selections and groups; digits, CIFAR files, arrays; batches."""
+"""Long-tailed image data: published profiles, selections and groups; digits, CIFAR files, arrays, images on disk; batches."""
 
 from landscape.data.batches import Batches
 from landscape.data.dataset import Dataset, Groups, Split
+from landscape.data.disk_images import DiskImages
 from landscape.data.groups import GROUP_RULES, assign_groups
 from landscape.data.profiles import long_tailed_counts, select_examples
 from landscape.data.registry import DATASETS, load_dataset
@@ -11,6 +12,7 @@ __all__ = [
     "GROUP_RULES",
     "Batches",
     "Dataset",
+    "DiskImages",
     "Groups",
     "Split",
     "assign_groups",

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from landscape.data.dataset import Split
 from landscape.data.pickles import as_text
-from landscape.data.profiles import hold_out
+from landscape.data.profiles import held_out_share, hold_out
 from landscape.errors import LandscapeError
 
 DIGITS_PIXEL_MAX = 16
 # Mean and standard deviation of all 1797 images, pixels scaled to [0, 1].
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3760,)
 DIGITS_TEST_PER_CLASS = 40
-# Share of the smallest class that is held out, of every class, where a file brings no test images.
-TEST_SHARE = 0.2
 # Names that results use for lanes beside the classes.
 RESERVED_NAMES = frozenset({"head", "medium", "tail", "all"})
 _CHANNELS = (1, 3)
@@ -79,13 +77,7 @@ def read_arrays(data_dir: str | Path | None) -> tuple[Split, Split, tuple[str, .
     if min(counts) == 0:
         raise LandscapeError(f"{path}: class {counts.index(0)} has no training example, every class needs one")
     if test is None:
-        if min(counts) < 2:
-            raise LandscapeError(
-                f"{path}: class {counts.index(1)} has 1 example, so none can be held out for the test: "
-                "add 'test_images' and 'test_labels'"
-            )
-        kept, held = hold_out(train.labels.numpy(), len(names), max(1, int(TEST_SHARE * min(counts))))
-        train, test = train.take(torch.from_numpy(kept)), train.take(torch.from_numpy(held))
+        train, test = held_out_share(train, names, str(path), "'test_images' and 'test_labels'")
     elif train.images.shape[1:] != test.images.shape[1:]:
         raise LandscapeError(
             f"{path}: training images are {tuple(train.images.shape[1:])} (channels, height, width), "
@@ -97,8 +89,9 @@ def read_arrays(data_dir: str | Path | None) -> tuple[Split, Split, tuple[str, .
 def pixel_statistics(split: Split, pixel_max: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of pixels scaled to [0, 1]; 1 for a constant channel's std."""
     mean, std = [], []
-    for c in range(split.images.shape[1]):
-        histogram = torch.bincount(split.images[:, c].flatten().to(torch.int32), minlength=256).double()
+    images = split.pixels()
+    for c in range(images.shape[1]):
+        histogram = torch.bincount(images[:, c].flatten().to(torch.int32), minlength=256).double()
         values = torch.arange(len(histogram), dtype=torch.float64) / pixel_max
         share = histogram / histogram.sum()
         centre = float(share @ values)

@@ -101,5 +101,5 @@ def frozen_draws(split: Split, transform: Transform, draws: Tensor) -> Split:
     >>> tuple(drawn.images.shape), drawn.labels.tolist()
     ((6, 1, 3, 3), [0, 0, 0, 1, 1, 1])
     """
-    images, labels = (tensor.repeat_interleave(draws.shape[2], 0) for tensor in (split.images, split.labels))
+    images, labels = (tensor.repeat_interleave(draws.shape[2], 0) for tensor in (split.pixels(), split.labels))
     return Split(transform.apply(images, draws.flatten(1)), labels)

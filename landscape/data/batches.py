@@ -9,6 +9,9 @@ from torch import Tensor
 
 from landscape.data.augmentation import TRANSFORMS, find_transform
 from landscape.data.dataset import Dataset, normalise_pixels
+from landscape.data.decoding import draw_crops
+from landscape.data.disk_images import DiskImages
+from landscape.data.resizing import scaled_for_training
 from landscape.errors import LandscapeError
 
 
@@ -45,6 +48,10 @@ class Batches:
     -----
     ``crop-flip`` pads with 4 black pixels (0 before normalisation), crops at random and mirrors with probability 1/2,
     as in the released CIFAR code; ``shift`` pads with 1 pixel and does not mirror.
+
+    Images on disk become resident if they fit (:meth:`landscape.data.DiskImages.held`). If they do not, or if training sees
+    random parts of them, each batch is decoded while the ones before it are used; the order and the parts come from the
+    same generator, so the batches are the same.
     """
 
     def __init__(
@@ -65,7 +72,11 @@ class Batches:
         if self.num_batches == 0:
             raise LandscapeError(f"batch_size {batch_size} with drop_last leaves no batch of {num_images} images")
         self._transform = transform if augment else TRANSFORMS["none"]
-        self._images = dataset.train.images.to(device)
+        images = dataset.train.images
+        self._has_random_parts = augment and dataset.has_random_parts and isinstance(images, DiskImages)
+        is_lazy = isinstance(images, DiskImages) and not self._has_random_parts
+        self._images = images.held(device) if is_lazy else images.to(device)  # type: ignore[union-attr]
+        self._resize = dataset.resize
         self._labels = dataset.train.labels.to(device)
         self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
         self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
@@ -79,10 +90,23 @@ class Batches:
         generator
             A CPU generator; equal states give equal epochs on every device.
         """
-        num_images, device = len(self._labels), self._images.device
-        order = torch.randperm(num_images, generator=generator).to(device)
+        num_images, device = len(self._labels), self._labels.device
+        order = torch.randperm(num_images, generator=generator)
         draws = self._transform.draw(num_images, generator).to(device)
-        for b in range(self.num_batches):
-            part = slice(b * self.batch_size, (b + 1) * self.batch_size)
-            images = self._transform.apply(self._images[order[part]], draws[:, part])
-            yield normalise_pixels(images, self._mean, self._std, self._pixel_max), self._labels[order[part]]
+        crops = draw_crops(num_images, generator) if self._has_random_parts else None
+        parts = [slice(b * self.batch_size, (b + 1) * self.batch_size) for b in range(self.num_batches)]
+        labels = self._labels[order.to(device)]
+        for part, stored in zip(parts, self._stored(order, crops, parts)):
+            images = self._transform.apply(stored, draws[:, part])
+            if self._resize is not None:
+                images = scaled_for_training(images.to(self._mean.dtype), self._resize)
+            yield normalise_pixels(images, self._mean, self._std, self._pixel_max), labels[part]
+
+    def _stored(self, order: Tensor, crops: Tensor | None, parts: list[slice]) -> Iterator[Tensor]:
+        """Yield the uint8 images of each part of an order, on the device."""
+        if isinstance(self._images, DiskImages):
+            yield from self._images.stream((order[part], None if crops is None else crops[part]) for part in parts)
+            return
+        order = order.to(self._images.device)
+        for part in parts:
+            yield self._images[order[part]]

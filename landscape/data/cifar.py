@@ -85,12 +85,25 @@ def read_cifar(num_classes: int, data_dir: str | Path | None) -> tuple[Split, Sp
     return train, test, _class_names(folder, layout, num_classes)
 
 
-def _find_layout(data_dir: Path, layouts: Sequence[Layout]) -> tuple[Path, Layout]:
+def has_cifar(num_classes: int, data_dir: Path) -> bool:
+    """Return whether a folder holds files of an unpacked archive."""
+    return _located(data_dir, _CIFAR10 if num_classes == 10 else _CIFAR100) is not None
+
+
+def _located(data_dir: Path, layouts: Sequence[Layout]) -> tuple[Path, Layout] | None:
     """Return the folder that holds at least one file of a layout, and the layout."""
     for layout in layouts:
         for folder in (data_dir, data_dir / layout.folder):
             if any((folder / name).is_file() for name in (*layout.train_files, layout.test_file)):
                 return folder, layout
+    return None
+
+
+def _find_layout(data_dir: Path, layouts: Sequence[Layout]) -> tuple[Path, Layout]:
+    """Return where a layout is; LandscapeError where none is."""
+    located = _located(data_dir, layouts)
+    if located is not None:
+        return located
     wanted = " or ".join(f"{layout.folder}/{layout.train_files[0]}" for layout in layouts)
     problem = "has no" if data_dir.is_dir() else "is not a folder; expected a folder with"
     raise LandscapeError(f"data_dir {data_dir} {problem} {wanted}: unpack the official archive there")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from landscape.data.disk_images import DiskImages
+from landscape.data.resizing import scaled_for_evaluation
 from landscape.errors import LandscapeError
 
 Augmentation = Literal["none", "shift", "crop-flip"]
@@ -21,12 +23,13 @@ class Split:
     Attributes
     ----------
     images
-        Pixels of shape (N, channels, height, width), uint8.
+        Pixels of shape (N, channels, height, width), uint8: a tensor, or images on disk that are decoded when rows are
+        read.
     labels
         Class indices of shape (N,), int64; sorted or not.
     """
 
-    images: Tensor
+    images: Tensor | DiskImages
     labels: Tensor
 
     def __len__(self) -> int:
@@ -39,7 +42,26 @@ class Split:
     def take(self, indices: Sequence[int] | Tensor) -> Split:
         """Return the examples at ``indices``, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return Split(self.images[index], self.labels[index])
+        images = self.images.take(index) if isinstance(self.images, DiskImages) else self.images[index]
+        return Split(images, self.labels[index])
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images are in memory, or will be once they were read."""
+        return not isinstance(self.images, DiskImages) or self.images.resident_bytes > 0
+
+    def pixels(self) -> Tensor:
+        """Return all images as one tensor."""
+        return self.images.resident() if isinstance(self.images, DiskImages) else self.images
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images and labels, ``batch_size`` at a time; images on disk are decoded ahead."""
+        labels = self.labels.split(batch_size)
+        if isinstance(self.images, DiskImages):
+            wanted = ((rows, None) for rows in torch.arange(len(self)).split(batch_size))
+            yield from zip(self.images.stream(wanted), labels)
+        else:
+            yield from zip(self.images.split(batch_size), labels)
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,10 @@ class Dataset:
         Head, medium and tail classes.
     recipe
         JSON-able arguments: ``load_dataset(**dataset.recipe)`` rebuilds this data set.
+    resize
+        Side to which stored images are scaled up for the network, None where it takes them as they are.
+    has_random_parts
+        Whether training sees random parts of the images, cut out while they are decoded.
     """
 
     name: str
@@ -99,6 +125,8 @@ class Dataset:
     augmentation: Augmentation
     groups: Groups
     recipe: dict[str, Any]
+    resize: int | None = None
+    has_random_parts: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -107,13 +135,13 @@ class Dataset:
 
     @property
     def image_size(self) -> int:
-        """Side of the images; LandscapeError unless they are square, as the networks expect."""
+        """Side of the network's input; LandscapeError unless images are square, as the networks expect."""
         height, width = self.train.images.shape[2:]
         if height != width:
             raise LandscapeError(
                 f"images of {height} x {width} pixels: the networks expect square ones, crop or pad them"
             )
-        return int(height)
+        return self.resize or int(height)
 
     @property
     def train_counts(self) -> tuple[int, ...]:
@@ -122,6 +150,9 @@ class Dataset:
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         r"""Return :math:`(x / x_\text{max} - \mu) / \sigma` per channel, on the device of ``images``.
+
+        With ``resize`` the images are scaled up first, as evaluation does it
+        (:func:`landscape.data.resizing.scaled_for_evaluation`).
 
         Parameters
         ----------
@@ -132,4 +163,6 @@ class Dataset:
         """
         mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
         std = torch.tensor(self.std, dtype=dtype, device=images.device)
+        if self.resize is not None:
+            images = scaled_for_evaluation(images.to(dtype), self.resize, rounds=self.pixel_max == 255)
         return normalise_pixels(images, mean, std, self.pixel_max)

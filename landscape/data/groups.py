@@ -42,7 +42,13 @@ GROUP_RULES: dict[str, CountRule | RankRule] = {
     "mislas-places-lt": RankRule(131, 288, 365),
     "mislas-inaturalist18": RankRule(842, 4543, 8142),
 }
-_AUTO = {10: "mislas-cifar10", 100: "mislas-cifar100", 365: "mislas-places-lt", 1000: "mislas-imagenet-lt"}
+_AUTO = {
+    10: "mislas-cifar10",
+    100: "mislas-cifar100",
+    365: "mislas-places-lt",
+    1000: "mislas-imagenet-lt",
+    8142: "mislas-inaturalist18",
+}
 # The share of head and of tail classes where no published rule fits; as in the rule for ten classes.
 _OUTER_SHARE = 0.3
 
@@ -60,7 +66,7 @@ def assign_groups(train_counts: Sequence[int], rule: str = "auto") -> Groups:
 
         ``"ranks"`` takes the first and the last 30 % of the ranks, rounded, at least one class each.
 
-        ``"auto"`` takes the MiSLAS rule for 10, 100, 365 and 1000 classes, and ``"ranks"`` for any other number.
+        ``"auto"`` takes the MiSLAS rule for 10, 100, 365, 1000 and 8142 classes, and ``"ranks"`` for any other number.
         It depends on the number of classes alone, so results at several imbalance ratios compare the same classes,
         and leaves no group empty from three classes on, where the count rules empty the tail of CIFAR-10-LT. On a
         balanced set it names the groups that its long-tailed version would have.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from landscape.data.dataset import Split
 from landscape.errors import LandscapeError, unknown_name
 
 Profile = Literal["exponential", "step"]
 Selection = Literal["seed0", "seed42", "first"]
+Relabelling = Literal["none", "count"]
+
+# Share of the smallest class that is held out, of every class, where no test images come with the data.
+TEST_SHARE = 0.2
 
 
 def long_tailed_counts(num_max: int, num_classes: int, imbalance_ratio: float, profile: Profile) -> tuple[int, ...]:
@@ -123,3 +130,37 @@ def hold_out(
         held.append(indices[np.arange(per_class) * len(indices) // per_class])
     out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def held_out_share(train: Split, class_names: Sequence[str], source: str, remedy: str) -> tuple[Split, Split]:
+    """Return what is left of a split and a balanced test: a fifth of the smallest class, at least one, of every class.
+
+    Raises
+    ------
+    LandscapeError
+        Naming ``source`` and the ``remedy``, if a class is empty or has a single example.
+    """
+    counts = train.counts(len(class_names))
+    for few, what in ((0, "no training example, every class needs one"), (1, "1 example, so none can be held out")):
+        if few in counts:
+            c = counts.index(few)
+            name = "" if class_names[c] == str(c) else f" ('{class_names[c]}')"
+            raise LandscapeError(f"{source}: class {c}{name} has {what}: add {remedy}")
+    kept, held = hold_out(train.labels.numpy(), len(class_names), max(1, int(TEST_SHARE * min(counts))))
+    return train.take(torch.from_numpy(kept)), train.take(torch.from_numpy(held))
+
+
+def relabelled_by_count(train: Split, test: Split, class_names: Sequence[str]) -> tuple[Split, Split, tuple[str, ...]]:
+    """Number the classes by falling training count, equal counts in their old order; names stay with their class.
+
+    Notes
+    -----
+    Source: the loaders of MiSLAS, GCL, GNM and Saddle-LongTail for ImageNet-LT, Places-LT and iNaturalist 2018. Differs in:
+    1. they sort unstably, so classes with equal counts come in an order that depends on the version of NumPy; whichever it
+    is, their groups differ at most in which of the equal classes stand on either side of a border.
+    """
+    order = np.argsort(-np.array(train.counts(len(class_names))), kind="stable")
+    new_label = torch.empty(len(order), dtype=torch.int64)
+    new_label[torch.from_numpy(order)] = torch.arange(len(order))
+    names = tuple(class_names[c] for c in order)
+    return Split(train.images, new_label[train.labels]), Split(test.images, new_label[test.labels]), names

@@ -55,7 +55,10 @@ class RedrawnRisk:
     def __init__(self, base: ModelRisk, redraw: Redraw, *, seed: int = 0) -> None:
         stored = base._examples.inputs
         if not isinstance(stored, Tensor):
-            raise LandscapeError("redrawn augmentation: expected inputs in one tensor, got named tensors")
+            got = (
+                "named tensors" if isinstance(stored, dict) else "more images than fit the memory (see --max-per-class)"
+            )
+            raise LandscapeError(f"redrawn augmentation: expected inputs in one tensor, got {got}")
         self._base, self._stored = base, stored
         self._redraw = redraw
         self._seed = seed

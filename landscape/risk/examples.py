@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.risk.inputs import Inputs, as_inputs, joined, moved, num_rows, rows_of, shape_of
+from landscape.risk.inputs import Inputs, Stored, as_inputs, held, joined, num_rows, rows_of, shape_of, taken
 
 Transform = Callable[[Any, torch.dtype], Any]
 
@@ -25,7 +25,7 @@ class Examples:
     of the analysis; it must be deterministic.
     """
 
-    inputs: Any  # (N, ...), or named ones
+    inputs: Any  # (N, ...), or named ones, or images on disk that are too many for the memory
     labels: Tensor  # (N,) int64, ascending
     offsets: tuple[int, ...]  # (C + 1,)
     transform: Transform | None = None
@@ -34,7 +34,7 @@ class Examples:
     @classmethod
     def of(
         cls,
-        inputs: Inputs,
+        inputs: Stored,
         labels: Tensor,
         *,
         num_classes: int,
@@ -50,7 +50,7 @@ class Examples:
         order = torch.argsort(labels, stable=True)
         counts = torch.bincount(labels, minlength=num_classes)
         offsets = (0, *torch.cumsum(counts, 0).tolist())
-        return cls(moved(rows_of(inputs, order), device), labels[order].to(device), offsets, transform, order.cpu())
+        return cls(held(taken(inputs, order), device), labels[order].to(device), offsets, transform, order.cpu())
 
     @property
     def counts(self) -> Tensor:
@@ -92,14 +92,14 @@ class Examples:
 
     def reordered(self, order: Tensor) -> Examples:
         """Return rows in any order, any number of times each; no class owns a range of them."""
-        return Examples(rows_of(self.inputs, order), self.labels[order], (), self.transform, self.order[order.cpu()])
+        return Examples(taken(self.inputs, order), self.labels[order], (), self.transform, self.order[order.cpu()])
 
     def subset(self, rows: Tensor) -> Examples:
         """Return the examples of ascending row numbers."""
         labels = self.labels[rows]
         counts = torch.bincount(labels.cpu(), minlength=len(self.offsets) - 1)
         offsets = (0, *torch.cumsum(counts, 0).tolist())
-        return Examples(rows_of(self.inputs, rows), labels, offsets, self.transform, self.order[rows.cpu()])
+        return Examples(taken(self.inputs, rows), labels, offsets, self.transform, self.order[rows.cpu()])
 
 
 def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> Inputs:
@@ -111,7 +111,7 @@ def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dt
     return stored.to(dtype) if stored.is_floating_point() else stored
 
 
-def read_examples(data: Any) -> tuple[Inputs, Tensor]:
+def read_examples(data: Any) -> tuple[Stored, Tensor]:
     """Return inputs (N, ...) and labels (N,) of what people call data.
 
     Taken are a pair of tensors, an object with images and labels, and batches; in the place of a tensor of inputs a
@@ -119,7 +119,8 @@ def read_examples(data: Any) -> tuple[Inputs, Tensor]:
     say) are read once, so augmentation in them is frozen at that one draw.
     """
     if hasattr(data, "images") and hasattr(data, "labels"):
-        inputs, labels = as_inputs(data.images), torch.as_tensor(data.labels)
+        inputs: Stored = as_inputs(data.images)
+        labels = torch.as_tensor(data.labels)
     elif isinstance(data, Mapping) or _is_pair(data):
         inputs, labels = _pair(data)
     elif isinstance(data, Iterable):
@@ -152,7 +153,7 @@ def _is_pair(data: Any) -> bool:
     )
 
 
-def _pair(batch: Any) -> tuple[Inputs, Tensor]:
+def _pair(batch: Any) -> tuple[Stored, Tensor]:
     """Return inputs and labels of (inputs, labels), or of a mapping that holds its labels."""
     if not isinstance(batch, Mapping):
         return as_inputs(batch[0]), torch.as_tensor(batch[1])

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from landscape.data import DiskImages
 from landscape.errors import LandscapeError
 
 Inputs = Tensor | dict[str, Tensor]
+Stored = Inputs | DiskImages  # from which inputs are read
 
 
-def as_inputs(value: Any) -> Inputs:
-    """Return tensors (N, ...) of an array, or of a mapping from keyword to array; LandscapeError where N differs."""
+def as_inputs(value: Any) -> Stored:
+    """Return tensors (N, ...) of an array, or of a mapping from keyword to array; LandscapeError where N differs.
+
+    Images on disk stay there.
+    """
+    if isinstance(value, DiskImages):
+        return value
     if not isinstance(value, Mapping):
         return torch.as_tensor(value)
     tensors: dict[str, Tensor] = {}
@@ -32,27 +40,37 @@ def as_inputs(value: Any) -> Inputs:
     return tensors
 
 
-def rows_of(inputs: Inputs, rows: slice | Tensor) -> Inputs:
-    """Return some rows of the inputs."""
+def rows_of(inputs: Stored, rows: slice | Tensor) -> Inputs:
+    """Return some rows of the inputs; images on disk are decoded."""
     return {name: t[rows] for name, t in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
 
 
-def num_rows(inputs: Inputs) -> int:
+def taken(inputs: Stored, rows: Tensor) -> Stored:
+    """Return some rows of the inputs in a given order; images on disk stay there."""
+    return inputs.take(rows) if isinstance(inputs, DiskImages) else rows_of(inputs, rows)
+
+
+def num_rows(inputs: Stored) -> int:
     """Return N."""
     return len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
 
 
-def num_entries(inputs: Inputs) -> int:
+def num_entries(inputs: Stored) -> int:
     """Return the numbers in one row."""
-    return sum(t[0].numel() for t in inputs.values()) if isinstance(inputs, dict) else inputs[0].numel()
+    return sum(math.prod(t.shape[1:]) for t in (inputs.values() if isinstance(inputs, dict) else (inputs,)))
 
 
-def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """Return the inputs on a device."""
+def moved(inputs: Stored, device: torch.device) -> Any:
+    """Return the inputs on a device; images on disk are read onto it."""
     return {name: t.to(device) for name, t in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
 
 
-def joined(batches: Sequence[Inputs]) -> Inputs:
+def held(inputs: Stored, device: torch.device) -> Stored:
+    """Return the inputs on a device; images on disk are decoded at once if all of them fit, else whenever they are read."""
+    return inputs.held(device) if isinstance(inputs, DiskImages) else moved(inputs, device)
+
+
+def joined(batches: Sequence[Stored]) -> Inputs:
     """Return the batches' rows one after the other."""
     first = batches[0]
     if not isinstance(first, dict):
@@ -60,7 +78,7 @@ def joined(batches: Sequence[Inputs]) -> Inputs:
     return {name: torch.cat([batch[name] for batch in batches if isinstance(batch, dict)]) for name in first}
 
 
-def shape_of(inputs: Inputs) -> str:
+def shape_of(inputs: Stored) -> str:
     """Return the shapes, for messages."""
     if not isinstance(inputs, dict):
         return str(tuple(inputs.shape))

@@ -26,7 +26,7 @@ from landscape.risk.differentiability import require_twice_differentiable, secon
 from landscape.risk.evaluation import class_means, lane_means, require_one_pass
 from landscape.risk.examples import Examples, Transform, as_model_inputs, read_examples
 from landscape.risk.gauss_newton import curvature_parts, gauss_newton_products
-from landscape.risk.inputs import Inputs, as_inputs, moved, num_entries, num_rows, rows_of
+from landscape.risk.inputs import Inputs, Stored, as_inputs, moved, num_entries, num_rows, rows_of
 from landscape.risk.intake import (
     PerExampleLoss,
     copied,
@@ -125,7 +125,7 @@ class ModelRisk:
         class_names: Sequence[str] | None = None,
         train_counts: Sequence[int] | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
-        calibration: Inputs | None = None,
+        calibration: Stored | None = None,
         memory_budget: int | None = None,
         chunk_size: int | None = None,
         draws_per_example: int = 1,

@@ -131,7 +131,7 @@ def measure_with_pyhessian(
     settings = settings or PyHessianSettings()
     row = lane if isinstance(lane, Tensor) else torch.eye(len(risk.class_names), dtype=torch.float64)[lane]
     rows = rows_of_lane(risk, row, name=name)
-    if not isinstance(risk._examples.inputs, Tensor):
+    if isinstance(risk._examples.inputs, dict):
         raise LandscapeError("PyHessian takes one input tensor, got several named inputs: take our own backend")
     data: Batch | Iterable[Batch]
     if batches is not None:

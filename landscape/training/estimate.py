@@ -45,7 +45,7 @@ def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") ->
     num_evaluations = math.ceil(spec.epochs / spec.evaluate_every)
     seconds = step * run.batches.num_batches * spec.epochs + evaluation * num_evaluations
     weights = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
-    stored = run.dataset.train.images.numel() + run.dataset.test.images.numel()
+    stored = sum(split.images.numel() for split in (run.dataset.train, run.dataset.test) if split.is_resident)
     return seconds, activations + 5 * weights + stored
 
 

@@ -94,9 +94,8 @@ def evaluate(
     sums = torch.zeros(3, dataset.num_classes, dtype=torch.float64, device=reference.device)  # loss, correct, count
     modules = [module for module in (model, criterion) if isinstance(module, nn.Module)]
     with evaluation_mode(*modules):
-        for first in range(0, len(split), batch_size):
-            images = split.images[first : first + batch_size].to(reference.device)
-            labels = split.labels[first : first + batch_size].to(reference.device)
+        for stored, own in split.in_order(batch_size):
+            images, labels = stored.to(reference.device), own.to(reference.device)
             logits = model(dataset.normalise(images, dtype=reference.dtype))
             losses = (criterion or _cross_entropy)(logits, labels)
             hits = logits.argmax(dim=1) == labels

@@ -23,15 +23,14 @@ def _accuracy(run: Run) -> dict[str, float]:
 def checkpoint_spec(run: Run) -> dict[str, Any]:
     """Return what the checkpoint says about itself; nothing in it depends on when or how fast the run was."""
     spec, dataset = run.spec, run.dataset
-    _, in_channels, height, _ = dataset.train.images.shape
     return {
         "model": spec.model,
         "model_options": spec.model_options,
         "head": spec.resolved_head,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
-        "in_channels": in_channels,
-        "image_size": height,
+        "in_channels": dataset.train.images.shape[1],
+        "image_size": dataset.image_size,
         "loss": spec.loss,
         "loss_options": spec.loss_options,
         "class_counts": list(dataset.train_counts),

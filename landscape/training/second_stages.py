@@ -19,7 +19,8 @@ FIRST = "stage-1"
 START = f"{FIRST}/checkpoint.safetensors"
 # What a second stage takes from the first: the task and the machine; the rest has the defaults of a specification.
 SHARED = (
-    "dataset", "data_dir", "imbalance_ratio", "profile", "selection", "group_rule", "mean", "std", "model",
+    "dataset", "data_dir", "imbalance_ratio", "profile", "selection", "group_rule", "mean", "std", "train_list", "test_list",
+    "relabel", "resize", "cache_dir", "download", "model",
     "model_options", "head", "loss", "loss_options", "base", "lr", "momentum", "weight_decay", "batch_size",
     "bn_statistics", "seed", "augment", "augmentation", "precision", "compile", "accumulate", "evaluate_every",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Run:
     @property
     def num_inputs(self) -> int:
         """Numbers in a batch of inputs."""
-        return self.spec.batch_size * self.dataset.train.images[0].numel()
+        return self.spec.batch_size * math.prod(self.dataset.train.images.shape[1:])
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -42,7 +42,8 @@ class TrainSpec:
 
     Attributes
     ----------
-    dataset, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std
+    dataset, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std, train_list, test_list, relabel, resize,
+    cache_dir, download
         Arguments of :func:`landscape.data.load_dataset`.
     model, model_options
         A name in ``MODELS``, per data set, and its options.
@@ -122,6 +123,12 @@ class TrainSpec:
     group_rule: str = "auto"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    train_list: str | None = None
+    test_list: str | None = None
+    relabel: str | None = None
+    resize: int | None = None
+    cache_dir: str | None = None
+    download: bool = False
     model: str = AUTO
     model_options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
@@ -179,7 +186,8 @@ class TrainSpec:
         resolved = {name: value for name, value in resolved.items() if getattr(self, name) is None}
         resolved |= {name: tuple(v) for name in ("mean", "std") if (v := getattr(self, name)) is not None}
         resolved |= {name: dict(getattr(self, name)) for name in OPTIONS}
-        resolved |= {name: str(v) for name in ("data_dir", "start") if (v := getattr(self, name)) is not None}
+        places = ("data_dir", "train_list", "test_list", "cache_dir", "start")
+        resolved |= {name: str(path) for name in places if (path := getattr(self, name)) is not None}
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
         for name, (kind, registry) in known.items():
@@ -235,6 +243,12 @@ class TrainSpec:
             group_rule=self.group_rule,
             mean=self.mean,
             std=self.std,
+            train_list=self.train_list,
+            test_list=self.test_list,
+            relabel=self.relabel,  # type: ignore[arg-type]
+            resize=self.resize,
+            cache_dir=self.cache_dir,
+            download=self.download,
         )
 
     def with_optimizer(self, name: str) -> TrainSpec:

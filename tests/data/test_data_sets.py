@@ -104,7 +104,8 @@ def test_bad_options_are_one_line(options, message):
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(LandscapeError, match="unknown data set 'cifar10lt': did you mean 'cifar10-lt'"):
         load_dataset("cifar10lt")
-    assert set(DATASETS) == {"digits-lt", "cifar10-lt", "cifar100-lt", "cifar10", "cifar100", "arrays"}
+    images = {"imagenet-lt", "places-lt", "inaturalist18", "image-list", "image-folder"}
+    assert set(DATASETS) == {"digits-lt", "cifar10-lt", "cifar100-lt", "cifar10", "cifar100", "arrays", *images}
     assert all(hasattr(data_package, name) for name in data_package.__all__)
 
 
