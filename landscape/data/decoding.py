@@ -104,8 +104,8 @@ def crop_box(width: int, height: int, draws: NDArray[np.float32]) -> tuple[int, 
 
     Examples
     --------
-    >>> crop_box(100, 50, np.full(DRAWS_PER_CROP, 0.5, np.float32))  # area 0.54, square: too high, ten times
-    (17, 0, 83, 50)
+    >>> crop_box(100, 50, np.full(DRAWS_PER_CROP, 0.5, np.float32))  # 0.54 of the area, square: too high, ten times
+    (16, 0, 83, 50)
     """
     values = draws.tolist()
     low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])

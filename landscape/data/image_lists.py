@@ -157,7 +157,7 @@ def _existing(files: ImageFiles) -> ImageFiles:
         folder, base = os.path.split(name)
         if folder not in folders:
             folders[folder] = _entries(os.path.join(files.root, folder))
-        found = base if base in folders[folder] else folders[folder].get(unicodedata.normalize("NFC", base))
+        found = folders[folder].get(base) or folders[folder].get(unicodedata.normalize("NFC", base))
         if found is None:
             missing.append(row)
         else:
