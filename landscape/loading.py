@@ -14,6 +14,7 @@ from torch import nn
 from landscape.checkpoint import Checkpoint, infer_architecture, load_weights, read_checkpoint
 from landscape.data import Dataset, Split, load_dataset
 from landscape.data.augmentation import TRANSFORMS, find_transform, frozen_draws
+from landscape.data.decoding import draw_crops
 from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model
@@ -302,17 +303,28 @@ def _split_under_study(dataset: Dataset, source: CheckpointSource) -> tuple[Spli
     if source.augment == "none":
         return split.take(kept), 1, "none"
     transform = find_transform(dataset)
-    if transform == TRANSFORMS["none"]:
+    if transform == TRANSFORMS["none"] and not dataset.has_random_parts:
         raise LandscapeError(
             f"--augment {source.augment}: the data set {dataset.name} is trained without augmentation; choose --augment none"
         )
     if source.augment == "redraw":
+        if dataset.has_random_parts:
+            raise LandscapeError(
+                f"--augment redraw: {dataset.name} is trained on random parts of whole images, which are not kept; "
+                "choose --augment frozen"
+            )
         return split.take(kept), 1, f"redraw, {dataset.augmentation}"
     num_draws, seed = source.augment_draws, source.augment_seed
     # Of the whole split, so that an image keeps its draws whatever --max-per-class says.
-    draws = transform.draw(len(split) * num_draws, stream(seed, f"augment/frozen/{source.split}"))
-    frozen = frozen_draws(split.take(kept), transform, draws.view(3, len(split), num_draws)[:, kept])
-    return frozen, num_draws, f"frozen, {num_draws} draws of {dataset.augmentation}, seed {seed}"
+    name = f"augment/frozen/{source.split}"
+    draws = transform.draw(len(split) * num_draws, stream(seed, name)).view(3, len(split), num_draws)[:, kept]
+    if not dataset.has_random_parts:
+        frozen = frozen_draws(split.take(kept), transform, draws)
+        return frozen, num_draws, f"frozen, {num_draws} draws of {dataset.augmentation}, seed {seed}"
+    crops = draw_crops(len(split) * num_draws, stream(seed, f"{name}/parts")).view(len(split), num_draws, -1)[kept]
+    parts = split.take(kept).random_parts(crops)
+    frozen = Split(transform.apply(parts.pixels(), draws.flatten(1)), parts.labels)
+    return frozen, num_draws, f"frozen, {num_draws} draws of random parts and {dataset.augmentation}, seed {seed}"
 
 
 def load_risk(path: str | Path, **overrides: Any) -> ModelRisk | RedrawnRisk:

@@ -54,6 +54,21 @@ class Split:
         """Return all images as one tensor."""
         return self.images.resident() if isinstance(self.images, DiskImages) else self.images
 
+    def random_parts(self, crops: Tensor) -> Split:
+        """Return R random parts of every image in memory, one after the other, for draws (N, R, ``DRAWS_PER_CROP``).
+
+        Raises
+        ------
+        LandscapeError
+            If the images are not on disk, where the whole ones are.
+        """
+        if not isinstance(self.images, DiskImages):
+            raise LandscapeError(
+                "random parts are cut out of images on disk, these are stored at the size of the input"
+            )
+        rows = torch.arange(len(self)).repeat_interleave(crops.shape[1])
+        return Split(self.images.read(rows, crops.flatten(0, 1)), self.labels[rows])
+
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images and labels, ``batch_size`` at a time; images on disk are decoded ahead."""
         labels = self.labels.split(batch_size)

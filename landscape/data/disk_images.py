@@ -152,8 +152,7 @@ class DiskImages:
         """Return pixels: (3, side, side) of one image, (M, 3, side, side) of several."""
         if isinstance(index, int):
             return self[range(len(self))[index] : range(len(self))[index] + 1][0]
-        places = torch.arange(len(self))[index] if isinstance(index, slice) else index.cpu()
-        return self.read(places)
+        return self.read(torch.arange(len(self))[index] if isinstance(index, slice) else index)
 
     def read(self, indices: Tensor, crops: Tensor | None = None) -> Tensor:
         """Return pixels of the images at ``indices`` (M,): (M, 3, side, side) uint8 on the device.
@@ -161,7 +160,7 @@ class DiskImages:
         Parameters
         ----------
         indices
-            Places in these images, (M,) int64.
+            Places in these images, (M,) int64, on any device.
         crops
             (M, ``DRAWS_PER_CROP``) of :func:`landscape.data.decoding.draw_crops`: of each image the random part that they
             draw; without them what evaluation sees.
@@ -201,7 +200,7 @@ class DiskImages:
         return images.resident() if self.numel() <= MEMORY_SHARE * available_memory(images.device) else images
 
     def _begin(self, pool: ThreadPoolExecutor, indices: Tensor, crops: Tensor | None) -> _Pending:
-        rows = self.rows[indices].numpy()
+        rows = self.rows[indices.cpu()].numpy()
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
         todo = np.arange(len(rows))
         store = None if crops is not None else self.kept.store

@@ -12,10 +12,12 @@ from image_cases import listing, write_folders, write_image
 
 from landscape.checkpoint import read_checkpoint
 from landscape.data import Split, assign_groups, disk_images, load_dataset
+from landscape.data.decoding import draw_crops
 from landscape.data.image_sets import PUBLISHED
 from landscape.data.profiles import relabelled_by_count
 from landscape.errors import LandscapeError
 from landscape.loading import load_risk
+from landscape.randomness import stream
 from landscape.surface import measure_surface
 from landscape.training import TrainSpec, evaluate, train
 
@@ -272,6 +274,32 @@ def test_a_risk_takes_the_images_it_is_asked_for(checkpoint, monkeypatch):
     risk = load_risk(checkpoint, split="train", max_per_class=2, device="cpu")
     assert risk.class_counts.tolist() == [2, 2, 2, 2]
     assert len(set(calls)) == 8
+
+
+def test_frozen_random_parts_are_those_of_the_image_whatever_is_left_out(checkpoint, folder):
+    risk = load_risk(checkpoint, split="test", augment="frozen", augment_draws=2, device="cpu")
+    assert (risk.draws_per_example, risk.class_counts.tolist()) == (2, [3, 3, 3, 3])
+    data = load_dataset("image-folder", data_dir=folder, resize=SIDE)
+    crops = draw_crops(24, stream(0, "augment/frozen/test/parts"))
+    expected = data.test.images.read(torch.arange(12).repeat_interleave(2), crops)
+    assert torch.equal(risk._examples.inputs, expected)
+    few = load_risk(checkpoint, split="test", augment="frozen", augment_draws=2, device="cpu", max_per_class=1)
+    assert torch.equal(few._examples.inputs, expected.view(4, 6, 3, SIDE, SIDE)[:, :2].flatten(0, 1))
+    with pytest.raises(LandscapeError, match="--augment redraw: image-folder is trained on random parts"):
+        load_risk(checkpoint, augment="redraw", device="cpu")
+    with pytest.raises(LandscapeError, match="random parts are cut out of images on disk"):
+        Split(expected, torch.zeros(24, dtype=torch.int64)).random_parts(crops[:, None])
+
+
+@pytest.mark.gpu
+def test_a_gpu_reads_the_same_images(checkpoint, folder, monkeypatch):
+    expected = load_risk(checkpoint, split="test", device="cpu")
+    monkeypatch.setattr(disk_images, "MEMORY_SHARE", 0)
+    risk = load_risk(checkpoint, split="test", device="cuda")
+    torch.testing.assert_close(risk.losses(risk.theta).cpu(), expected.losses(expected.theta), rtol=1e-5, atol=1e-6)
+    data = load_dataset("image-folder", data_dir=folder, resize=SIDE)
+    rows = torch.tensor([3, 1])
+    assert torch.equal(data.test.images.to("cuda")[rows.cuda()].cpu(), data.test.images[rows])
 
 
 def test_evaluation_from_disk_is_the_same_in_any_batches(folder, monkeypatch):
