@@ -8,14 +8,14 @@ Notation: :math:`n_c` training examples of class c, :math:`N` of all, :math:`\pi
 :math:`\text{CE}(z) = -\log \text{softmax}(z)_y`.
 """
 
+from landscape.class_weights import CLASS_WEIGHTS, Counts, class_balanced_weights, class_weights
 from landscape.losses.adjustment import BalancedSoftmax, ClassDependentTemperatures, LogitAdjusted, VectorScaling
 from landscape.losses.clouded import GCL, AngularGCL, AsymmetricGCL
 from landscape.losses.entropy import SMOOTHING_SHAPES, CrossEntropy, Focal, LabelAwareSmoothing
-from landscape.losses.inputs import Counts
 from landscape.losses.margins import LDAM
 from landscape.losses.published import PUBLISHED_LOSSES
 from landscape.losses.registry import COSINE_LOSSES, LOSSES, build_loss, wants_cosines
-from landscape.losses.weighting import CLASS_WEIGHTS, Reweight, Reweighting, class_balanced_weights, class_weights
+from landscape.losses.weighting import Reweight, Reweighting
 
 __all__ = [
     "CLASS_WEIGHTS",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from landscape.losses.inputs import Counts, checked_logits, cross_entropy, validated_counts, validated_number
+from landscape.class_weights import Counts, checked_counts
+from landscape.losses.inputs import checked_logits, cross_entropy, validated_number
 
 
 class BalancedSoftmax(nn.Module):
@@ -20,7 +21,7 @@ class BalancedSoftmax(nn.Module):
 
     def __init__(self, class_counts: Counts) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.num_classes = len(counts)
         self.register_buffer("shifts", counts.log())
 
@@ -46,7 +47,7 @@ class LogitAdjusted(nn.Module):
 
     def __init__(self, class_counts: Counts, *, tau: float = 1.0) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.num_classes = len(counts)
         self.register_buffer("shifts", validated_number("tau", tau) * (counts / counts.sum()).log())
 
@@ -77,7 +78,7 @@ class VectorScaling(nn.Module):
 
     def __init__(self, class_counts: Counts, *, gamma: float = 0.3, tau: float = 1.0) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.num_classes = len(counts)
         self.register_buffer("temperatures", _temperatures(counts, gamma))
         self.register_buffer("shifts", validated_number("tau", tau) * (counts / counts.sum()).log())
@@ -113,7 +114,7 @@ class ClassDependentTemperatures(nn.Module):
 
     def __init__(self, class_counts: Counts, *, gamma: float = 0.3) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.num_classes = len(counts)
         self.register_buffer("temperatures", _temperatures(counts, gamma))
 

@@ -7,18 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from landscape.class_weights import Counts, checked_counts, rarity
 from landscape.errors import LandscapeError
 from landscape.losses.entropy import focal_factor
-from landscape.losses.inputs import (
-    Counts,
-    checked_logits,
-    cross_entropy,
-    is_target,
-    validated_counts,
-    validated_flag,
-    validated_number,
-)
-from landscape.losses.weighting import rarity
+from landscape.losses.inputs import checked_logits, cross_entropy, is_target, validated_flag, validated_number
 
 
 class GCL(nn.Module):
@@ -82,7 +74,7 @@ class GCL(nn.Module):
         detach: bool = True,
     ) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.scale = validated_number("scale", scale, above=0)
         self.margin = validated_number("margin", margin)
         self.noise_mul = validated_number("noise_mul", noise_mul, minimum=0)
@@ -152,7 +144,7 @@ class AngularGCL(nn.Module):
         detach: bool = True,
     ) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.scale = validated_number("scale", scale, above=0)
         self.margin = validated_number("margin", margin, minimum=0)
         self.epsilon = validated_number("epsilon", epsilon, minimum=0)
@@ -233,7 +225,7 @@ class AsymmetricGCL(nn.Module):
         smoothing: float = 0.1,
     ) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.scale = validated_number("scale", scale, above=0)
         self.margin = validated_number("margin", margin)
         self.noise_mul = validated_number("noise_mul", noise_mul, minimum=0)

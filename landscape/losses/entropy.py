@@ -9,16 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from landscape.class_weights import Counts, checked_counts, class_balanced_weights
 from landscape.errors import LandscapeError, unknown_name
-from landscape.losses.inputs import (
-    Counts,
-    checked_logits,
-    cross_entropy,
-    validated_counts,
-    validated_flag,
-    validated_number,
-)
-from landscape.losses.weighting import class_balanced_weights
+from landscape.losses.inputs import checked_logits, cross_entropy, validated_flag, validated_number
 
 SmoothingShape = Literal["concave", "linear", "convex", "exponential"]
 Spread = Literal["all", "others"]
@@ -29,7 +22,7 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, class_counts: Counts) -> None:
         super().__init__()
-        self.num_classes = len(validated_counts(class_counts, minimum=0))
+        self.num_classes = len(checked_counts(class_counts, minimum=0))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
@@ -75,7 +68,7 @@ class Focal(nn.Module):
         super().__init__()
         self.gamma = validated_number("gamma", gamma, minimum=0)
         self.weights_inside = validated_flag("weights_inside", weights_inside)
-        self.num_classes = len(validated_counts(class_counts, minimum=0))
+        self.num_classes = len(checked_counts(class_counts, minimum=0))
         if self.weights_inside:
             self.register_buffer("class_weights", class_balanced_weights(class_counts, beta))
 
@@ -138,7 +131,7 @@ class LabelAwareSmoothing(nn.Module):
         spread: Spread = "all",
     ) -> None:
         super().__init__()
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         head = validated_number("smooth_head", smooth_head, minimum=0, maximum=1)
         tail = validated_number("smooth_tail", smooth_tail, minimum=0, maximum=1)
         if shape not in SMOOTHING_SHAPES:

@@ -1,29 +1,14 @@
-"""What every loss is given: validated class counts and options, logits of the right width."""
+"""What every loss is given: validated options, logits of the right width."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from landscape.errors import LandscapeError
-
-Counts = Sequence[int] | Tensor
-
-
-def validated_counts(class_counts: Counts, *, minimum: int = 1) -> Tensor:
-    """Return validated class counts, (C,) float64 on the CPU."""
-    counts = torch.as_tensor(class_counts).detach().to(dtype=torch.float64, device="cpu").clone()
-    if counts.dim() != 1 or len(counts) == 0:
-        raise LandscapeError(f"class_counts must be one number per class, got shape {tuple(counts.shape)}")
-    bad = ~(counts >= minimum) | ~counts.isfinite()
-    if bad.any():
-        c = int(bad.nonzero()[0])
-        raise LandscapeError(f"class_counts must be at least {minimum}, got {counts[c]:g} for class {c}")
-    return counts
 
 
 def validated_number(

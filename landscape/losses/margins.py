@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from landscape.losses.inputs import (
-    Counts,
-    checked_logits,
-    cross_entropy,
-    is_target,
-    validated_counts,
-    validated_flag,
-    validated_number,
-)
+from landscape.class_weights import Counts, checked_counts
+from landscape.losses.inputs import checked_logits, cross_entropy, is_target, validated_flag, validated_number
 
 
 class LDAM(nn.Module):
@@ -51,7 +44,7 @@ class LDAM(nn.Module):
     ) -> None:
         super().__init__()
         self.logits_scaled = validated_flag("logits_scaled", logits_scaled)
-        counts = validated_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.scale = validated_number("scale", scale, above=0)
         margins = counts**-0.25
         self.num_classes = len(counts)

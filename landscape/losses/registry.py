@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from landscape.class_weights import Counts
 from landscape.errors import unknown_name
 from landscape.losses.adjustment import BalancedSoftmax, ClassDependentTemperatures, LogitAdjusted, VectorScaling
 from landscape.losses.clouded import GCL, AngularGCL, AsymmetricGCL
 from landscape.losses.entropy import CrossEntropy, Focal, LabelAwareSmoothing
-from landscape.losses.inputs import Counts
 from landscape.losses.margins import LDAM
 
 LOSSES: dict[str, type[nn.Module]] = {
