@@ -303,6 +303,7 @@ def _split_under_study(dataset: Dataset, source: CheckpointSource) -> tuple[Spli
     if source.augment == "none":
         return split.take(kept), 1, "none"
     transform = find_transform(dataset)
+    transform = transform.after_decoding() if dataset.has_random_parts else transform
     if transform == TRANSFORMS["none"] and not dataset.has_random_parts:
         raise LandscapeError(
             f"--augment {source.augment}: the data set {dataset.name} is trained without augmentation; choose --augment none"
@@ -317,7 +318,7 @@ def _split_under_study(dataset: Dataset, source: CheckpointSource) -> tuple[Spli
     num_draws, seed = source.augment_draws, source.augment_seed
     # Of the whole split, so that an image keeps its draws whatever --max-per-class says.
     name = f"augment/frozen/{source.split}"
-    draws = transform.draw(len(split) * num_draws, stream(seed, name)).view(3, len(split), num_draws)[:, kept]
+    draws = transform.draw(len(split) * num_draws, stream(seed, name)).view(-1, len(split), num_draws)[:, kept]
     if not dataset.has_random_parts:
         frozen = frozen_draws(split.take(kept), transform, draws)
         return frozen, num_draws, f"frozen, {num_draws} draws of {dataset.augmentation}, seed {seed}"

@@ -27,7 +27,7 @@ import landscape
 import landscape.surface
 from landscape.cli import options as opt
 from landscape.cli.main import app
-from landscape.data import DATASETS, GROUP_RULES
+from landscape.data import DATASETS, GROUP_RULES, SAMPLERS, TRANSFORMS
 from landscape.figures import CATALOGUE
 from landscape.losses import CLASS_WEIGHTS, LOSSES, PUBLISHED_LOSSES
 from landscape.models import MODELS
@@ -180,6 +180,8 @@ def test_the_reference_lists_every_option(name):
     [
         DATASETS,
         GROUP_RULES,
+        TRANSFORMS,
+        SAMPLERS,
         MODELS,
         LOSSES,
         CLASS_WEIGHTS,
@@ -194,6 +196,8 @@ def test_the_reference_lists_every_option(name):
     ids=[
         "datasets",
         "groups",
+        "transforms",
+        "samplers",
         "models",
         "losses",
         "class weights",

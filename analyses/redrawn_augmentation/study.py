@@ -184,7 +184,7 @@ def risks_of(model: nn.Module, dataset: Dataset, *, seed: int) -> Iterator[tuple
     plain = ModelRisk(model, dataset.train, transform=dataset.normalise, class_names=dataset.class_names)
     yield "none", plain
     num = len(dataset.train)
-    draws = transform.draw(num * NUM_DRAWS, stream(seed, "redrawn/frozen")).view(3, num, NUM_DRAWS)
+    draws = transform.draw(num * NUM_DRAWS, stream(seed, "redrawn/frozen")).view(-1, num, NUM_DRAWS)
     frozen = frozen_draws(dataset.train, transform, draws)
     yield (
         "frozen",

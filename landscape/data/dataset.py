@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from landscape.data.disk_images import DiskImages
 from landscape.data.resizing import scaled_for_evaluation
 from landscape.errors import LandscapeError
 
-Augmentation = Literal["none", "shift", "crop-flip"]
+Augmentation = str  # a key of landscape.data.augmentation.TRANSFORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class Dataset:
     mean, std
         Per channel, of pixels scaled to [0, 1].
     augmentation
-        What training uses; see :class:`landscape.data.Batches`.
+        What training does to the images, a key of :data:`landscape.data.augmentation.TRANSFORMS`.
     groups
         Head, medium and tail classes.
     recipe

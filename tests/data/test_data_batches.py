@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from landscape.data import Batches, load_dataset
-from landscape.data.augmentation import TRANSFORMS, augmented, frozen_draws
+from landscape.data import Batches, build_sampler, load_dataset
+from landscape.data.augmentation import TRANSFORMS, frozen_draws
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 
@@ -45,45 +45,51 @@ def test_drop_last(digits):
         epoch(digits, batch_size=500, drop_last=True)
     with pytest.raises(LandscapeError, match="batch_size must be at least 1, got 0"):
         epoch(digits, batch_size=0)
+
+
+def test_transforms_by_name(digits):
     with pytest.raises(LandscapeError, match="unknown augmentation 'cutout'"):
         epoch(replace(digits, augmentation="cutout"))
+    with pytest.raises(LandscapeError, match="unknown augmentation 'mosaic'"):
+        epoch(digits, transform="mosaic")
+    match = "augmentation 'color-jitter' computes with levels 0 to 255, the white of digits-lt is 16"
+    with pytest.raises(LandscapeError, match=match):
+        epoch(digits, transform="color-jitter")
+    named, own = (
+        torch.cat([x for x, _ in epoch(data, **options)])
+        for data, options in ((digits, {"transform": "shift"}), (replace(digits, augmentation="shift"), {}))
+    )
+    assert torch.equal(named, own)
 
 
-@pytest.mark.parametrize("pad", [1, 4])
-def test_crops_and_flips_against_a_loop(pad):
-    images = torch.randint(0, 256, (40, 3, 6, 7), generator=stream(0, "images"), dtype=torch.uint8)
-    draws = torch.randint(0, 2 * pad + 1, (3, 40), generator=stream(0, "draws"))
-    draws[2] %= 2
-    result = augmented(images, draws, pad)
-    for image, (row, column, flip), out in zip(images, draws.T.tolist(), result):
-        canvas = torch.zeros(3, 6 + 2 * pad, 7 + 2 * pad, dtype=torch.uint8)
-        canvas[:, pad : pad + 6, pad : pad + 7] = image
-        expected = canvas[:, row : row + 6, column : column + 7]
-        assert torch.equal(out, expected.flip(2) if flip else expected)
+def test_a_sampler_says_what_an_epoch_serves(digits):
+    sampler = build_sampler("class-aware", num_samples=300, num_samples_cls=2)
+    batches = Batches(digits, batch_size=64, device="cpu", augment=False, sampler=sampler)
+    assert (batches.num_images, batches.num_batches) == (300, 5)
+    images, labels = (torch.cat(part) for part in zip(*batches.epoch(stream(0, "epoch=0"))))
+    order = sampler.epoch_order(digits.train.labels, 10, stream(0, "epoch=0"), 0, 1)
+    assert torch.equal(labels, digits.train.labels[order])
+    assert torch.equal(images, digits.normalise(digits.train.images[order]))
+    assert torch.bincount(labels).tolist() == [30] * 10
 
 
-@pytest.mark.parametrize("augmentation", TRANSFORMS)
-def test_draws_cover_their_range_evenly(augmentation):
-    transform = TRANSFORMS[augmentation]
-    draws = transform.draw(20_000, stream(0, augmentation))
-    places = 2 * transform.pad + 1
-    for axis in range(2):
-        counts = torch.bincount(draws[axis], minlength=places)
-        assert len(counts) == places
-        # 5 standard deviations of a binomial count
-        assert ((counts - 20_000 / places).abs() < 5 * (20_000 / places) ** 0.5).all()
-    flips = int(draws[2].sum())
-    assert flips == 0 if not transform.has_flip else abs(flips - 10_000) < 5 * 5000**0.5
+def test_progressive_sampling_follows_the_epochs(digits):
+    batches = Batches(digits, batch_size=64, device="cpu", augment=False, sampler=build_sampler("progressive"))
+
+    def tail_images(number):
+        return sum(int((y == 9).sum()) for _, y in batches.epoch(stream(0, "x"), epoch=number, num_epochs=10))
+
+    assert tail_images(0) < 20 < tail_images(9)  # 6 and 41 of 453 expected
 
 
 def test_frozen_draws_repeat_every_image_with_draws_of_its_own(digits):
     transform = TRANSFORMS["crop-flip"]
     split = digits.train.take(torch.arange(20))
     draws = transform.draw(60, stream(0, "draws"))
-    drawn = frozen_draws(split, transform, draws.view(3, 20, 3))
+    drawn = frozen_draws(split, transform, draws.view(-1, 20, 3))
     for i, image in enumerate(split.images):
         own = drawn.images[3 * i : 3 * i + 3]
-        assert torch.equal(own, augmented(image.expand(3, -1, -1, -1), draws[:, 3 * i : 3 * i + 3], 4))
+        assert torch.equal(own, transform.apply(image.expand(3, -1, -1, -1), draws[:, 3 * i : 3 * i + 3]))
         assert drawn.labels[3 * i : 3 * i + 3].tolist() == [int(split.labels[i])] * 3
     assert len(torch.unique(draws, dim=1).T) > 40  # of 162 possible ones
 
@@ -103,8 +109,9 @@ def test_the_global_generator_is_left_alone(digits):
 
 
 @pytest.mark.gpu
-def test_a_gpu_sees_the_same_batches_and_never_waits(digits):
-    data = replace(digits, augmentation="crop-flip")
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_gpu_sees_the_same_batches_and_never_waits(name, digits):
+    data = replace(digits, augmentation=name, pixel_max=255)
     expected = epoch(data)
     batches = iter(Batches(data, batch_size=64, device="cuda", augment=True).epoch(stream(0, "epoch=0")))
     pairs = [next(batches)]
