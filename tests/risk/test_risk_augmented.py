@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from risk_cases import COUNTS, digits, draw, fill, smooth_mlp, unit
 from torch import nn
 
+from landscape.data import Groups, load_dataset
 from landscape.data.augmentation import TRANSFORMS, frozen_draws
 from landscape.data.dataset import Split
 from landscape.errors import LandscapeError
+from landscape.loading import CheckpointSource, LoadedCheckpoint, risk_of
 from landscape.perturbation import measure_perturbation
 from landscape.randomness import stream
 from landscape.risk import ModelRisk
@@ -250,3 +254,41 @@ def test_named_inputs_are_not_redrawn():
     risk = ModelRisk(Named(), [({"pixels": images.flatten(1)}, labels)])
     with pytest.raises(LandscapeError, match="expected inputs in one tensor, got named tensors"):
         RedrawnRisk(risk, SHIFT.redraw)
+
+
+# ---- every training transform -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "none"])
+def test_every_transform_is_analysed_frozen_and_redrawn(name):
+    images = torch.randint(0, 256, (24, 3, 16, 16), generator=stream(0, "test/pictures"), dtype=torch.uint8)
+    split = Split(images, torch.arange(4).repeat_interleave(6))
+    rgb = {
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "class_names": tuple("abcd"),
+        "pixel_max": 255,
+        "groups": Groups("none", {}),
+    }
+    data = replace(load_dataset("digits-lt"), train=split, test=split, augmentation=name, **rgb)
+    model = fill(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)))
+    checkpoint = type("File", (), {"sha256": "0", "spec": None, "state_dict": {}, "path": "x"})()
+    loaded = LoadedCheckpoint(checkpoint, model, data, {})
+
+    def losses(choice, **options):
+        risk = risk_of(loaded, CheckpointSource("x.pt", device="cpu", augment=choice, augment_draws=2, **options))
+        assert name in risk.attributes["augmentation"] or choice == "none"
+        return risk, risk.losses(risk.theta)
+
+    risk, frozen = losses("frozen")
+    assert torch.equal(frozen, losses("frozen")[1])
+    draws = TRANSFORMS[name].draw(48, stream(0, "augment/frozen/train")).view(-1, 24, 2)
+    by_hand = frozen_draws(split, TRANSFORMS[name], draws)
+    ce = nn.functional.cross_entropy(model(data.normalise(by_hand.images)), by_hand.labels, reduction="none")
+    torch.testing.assert_close(frozen, ce.detach().view(4, 12).mean(1).double(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(frozen, losses("none")[1], rtol=1e-3)
+    few, of_few = losses("frozen", max_per_class=2)
+    torch.testing.assert_close(of_few, ce.detach().view(4, 12)[:, :4].mean(1).double(), rtol=1e-5, atol=1e-6)
+    redrawn, first = losses("redraw")
+    assert bool((redrawn.losses(redrawn.theta) != first).any())
+    assert (risk.class_counts.tolist(), few.class_counts.tolist()) == ([6] * 4, [2] * 4)
