@@ -30,7 +30,7 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Scale towards or away from the mean luminance, rounded to a whole grey level."""
     pixels = images.shape[-2] * images.shape[-1]
-    mean = (grey(images).sum((1, 2, 3)).double() / pixels + 0.5).to(torch.int32)
+    mean = (2 * grey(images).sum((1, 2, 3)) + pixels) // (2 * pixels)
     return _enhanced(mean[:, None, None, None], images, factors)
 
 
@@ -47,7 +47,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
         rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
         box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
         # Sums of thirteenths are never halfway between two levels, so whole numbers round as Pillow's floats do.
-        smooth[..., 1:-1, 1:-1] = (2 * (box + 4 * levels[..., 1:-1, 1:-1]) + 13) // 26
+        smooth[..., 1:-1, 1:-1] = (box + 4 * levels[..., 1:-1, 1:-1] + 6) // 13
     return _enhanced(smooth, images, factors)
 
 

@@ -152,7 +152,7 @@ class RandomResizedCrop:
         return _enlarge(rows.transpose(2, 3), boxes[0], boxes[2]).transpose(2, 3)
 
 
-_NO_PARAMETERS = torch.zeros(1, 0, dtype=torch.float64)
+_NO_PARAMETERS = torch.zeros(1, 1, dtype=torch.float64)
 
 
 def _mirror(images: Tensor, _: Tensor) -> Tensor:
@@ -250,7 +250,9 @@ def _enlarge(images: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     Only enlarges, so two columns at most meet in one; 8-bit images with weights in units of 2^-22.
     """
     num_images, channels, height, width = images.shape
-    centre = (torch.arange(width, device=images.device) + 0.5) * (lengths.double() / width)[:, None]  # (n, W)
+    # By a tensor: a GPU divides by a number as it multiplies by the rounded reciprocal.
+    scale = lengths.double().div(torch.full_like(lengths, width))[:, None]
+    centre = (torch.arange(width, device=images.device) + 0.5) * scale  # (n, W)
     first = (centre - 0.5).trunc().long().clamp_min(0)
     last = torch.minimum((centre + 1.5).trunc().long(), lengths[:, None]) - 1
     weights = [(1 - (tap + 0.5 - centre).abs()).clamp_min(0) for tap in (first, last)]

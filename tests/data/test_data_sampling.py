@@ -106,6 +106,8 @@ def test_class_aware_cycles(num_samples_cls, num_samples):
     visits = runs[:, 0]
     for start in range(0, len(visits) - 9, 10):  # every ten runs visit every class
         assert sorted(visits[start : start + 10].tolist()) == list(range(10))
+    if len(visits) > 50:
+        assert len({tuple(visits[start : start + 10].tolist()) for start in range(0, 50, 10)}) == 5  # in new order
     for c in range(10):
         mine, n = order[LABELS[order] == c], int(COUNTS[c])
         for start in range(0, len(mine) - n + 1, n):  # every n images of a class are all its images
