@@ -149,6 +149,8 @@ def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
     spec = checkpoint.spec or {}
     _require_types(source, spec, RECORD_TYPES)
     dataset = _load_data(source, spec)
+    if spec.get("augmentation") in TRANSFORMS and (spec.get("data") or {}).get("name") == dataset.name:
+        dataset = replace(dataset, augmentation=spec["augmentation"])
     model = _build(source, checkpoint, spec, dataset)
     load_weights(model, checkpoint)
     return LoadedCheckpoint(checkpoint, model, dataset, spec)

@@ -21,7 +21,9 @@ from landscape.optimizers import OPTIMIZERS
 from landscape.randomness import numpy_stream
 from landscape.threads import suitable_threads
 from landscape.training import TrainSpec
-from landscape.training.loop import batches_of, begin_epoch, take_step
+from landscape.training.feeding import batches_of
+from landscape.training.loop import begin_epoch, take_step
+from landscape.training.methods import MiniBatch
 from landscape.training.setup import Run, build_run, resolve_device
 
 logger = logging.getLogger(__name__)
@@ -126,17 +128,17 @@ def measure_costs(
     chosen = resolve_device(device)
     dataset = spec.load_data()
     runs = {name: _run_of(spec, name, chosen, dataset) for name in names}
-    images, labels = next(batches_of(runs[PLAIN], 0))
-    works = {name: _stepper(run, images, labels) for name, run in runs.items()}
+    batch = next(batches_of(runs[PLAIN], 0))
+    works = {name: _stepper(run, batch) for name, run in runs.items()}
     with suitable_threads(runs[PLAIN].num_inputs):
         counts, peaks = {}, {}
         for name, run in runs.items():
             works[name]()  # warm: kernels chosen, states allocated
-            peaks[name] = peak_bytes(works[name], _held(run, images, labels), chosen)
+            peaks[name] = peak_bytes(works[name], _held(run, batch), chosen)
             before = run.optimizer.num_forwards, run.optimizer.num_backwards
             works[name]()
             counts[name] = run.optimizer.num_forwards - before[0], run.optimizer.num_backwards - before[1]
-        times, passes = _rounds(works, runs[PLAIN], (images, labels), options, progress)
+        times, passes = _rounds(works, runs[PLAIN], batch, options, progress)
     forward, backward = passes[:, 0], passes[:, 1]
     result = []
     for name in names:
@@ -154,7 +156,7 @@ def measure_costs(
                 ratio_low=low,
                 ratio_high=high,
                 implied=float(np.median(implied)),
-                images_per_second=len(labels) / seconds,
+                images_per_second=len(batch.labels) / seconds,
                 peak_bytes=peaks[name],
             )
         )
@@ -182,23 +184,30 @@ def _run_of(spec: TrainSpec, name: str, device: torch.device, dataset: Dataset) 
     return run
 
 
-def _stepper(run: Run, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def _stepper(run: Run, batch: MiniBatch) -> Callable[[], None]:
     def step() -> None:
-        take_step(run, images, labels)
+        take_step(run, batch)
         _wait(run.device)
 
     return step
 
 
-def _held(run: Run, images: Tensor, labels: Tensor) -> list[Tensor]:
+def _held(run: Run, batch: MiniBatch) -> list[Tensor]:
     states = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return [images, labels, *run.model.parameters(), *run.model.buffers(), *run.method.parameters(), *states]
+    return [
+        *batch.views,
+        batch.labels,
+        *run.model.parameters(),
+        *run.model.buffers(),
+        *run.method.parameters(),
+        *states,
+    ]
 
 
 def _rounds(
     works: dict[str, Callable[[], None]],
     plain: Run,
-    batch: tuple[Tensor, Tensor],
+    batch: MiniBatch,
     options: CostOptions,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
@@ -209,7 +218,7 @@ def _rounds(
     for r in range(options.num_rounds):
         for name in order.permutation([*works, "passes"]):
             if name == "passes":
-                passes[r] = _timed_passes(plain, *batch, options.num_steps)
+                passes[r] = _timed_passes(plain, batch, options.num_steps)
                 continue
             start = time.perf_counter()
             for _ in range(options.num_steps):
@@ -220,13 +229,13 @@ def _rounds(
     return times, passes
 
 
-def _timed_passes(run: Run, images: Tensor, labels: Tensor, num: int) -> tuple[float, float]:
+def _timed_passes(run: Run, batch: MiniBatch, num: int) -> tuple[float, float]:
     """Return the seconds of a forward pass with its graph, and of the backward pass through it."""
     params: list[Any] = [p for group in run.optimizer.param_groups for p in group["params"]]
     forward = backward = 0.0
     for _ in range(num):
         start = time.perf_counter()
-        loss = run.objective(run.model(images), labels).mean()
+        loss = run.method.closures(batch).descent().mean()
         _wait(run.device)
         middle = time.perf_counter()
         torch.autograd.grad(loss, params, allow_unused=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from landscape.data.augmentation import TRANSFORMS, find_transform
+from landscape.data.augmentation import TRANSFORMS, Transform, find_transform
 from landscape.data.dataset import Dataset, normalise_pixels
 from landscape.data.decoding import draw_crops
 from landscape.data.disk_images import DiskImages
 from landscape.data.dispatch import moved
 from landscape.data.resizing import scaled_for_training
 from landscape.data.sampling import SAMPLERS, Sampler
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, unknown_name
 
 
 class Batches:
@@ -86,6 +86,7 @@ class Batches:
         self.num_batches = self.num_images // batch_size if drop_last else -(-self.num_images // batch_size)
         if self.num_batches == 0:
             raise LandscapeError(f"batch_size {batch_size} with drop_last leaves no batch of {self.num_images} images")
+        self._is_augmented = augment
         images = dataset.train.images
         self._has_random_parts = augment and dataset.has_random_parts and isinstance(images, DiskImages)
         if self._has_random_parts:
@@ -110,22 +111,70 @@ class Batches:
         epoch, num_epochs
             Which epoch, counted from 0, of how many; only progressive sampling asks.
         """
-        order = self._sampler.epoch_order(self._host_labels, self._num_classes, generator, epoch, num_epochs)
-        draws = self._transform.draw(len(order), generator)
-        crops = draw_crops(len(order), generator) if self._has_random_parts else None
-        parts = [slice(b * self.batch_size, (b + 1) * self.batch_size) for b in range(self.num_batches)]
-        labels = self._labels[moved(order, self._labels.device)]
-        for part, stored in zip(parts, self._stored(order, crops, parts)):
-            images = self._transform.apply(stored, draws[:, part])
-            if self._resize is not None:
-                images = scaled_for_training(images.to(self._mean.dtype), self._resize)
-            yield normalise_pixels(images, self._mean, self._std, self._pixel_max), labels[part]
+        for (images,), labels in self.views(generator, epoch=epoch, num_epochs=num_epochs):
+            yield images, labels
 
-    def _stored(self, order: Tensor, crops: Tensor | None, parts: list[slice]) -> Iterator[Tensor]:
-        """Yield the uint8 images of each part of an order, on the device."""
+    def views(
+        self,
+        generator: torch.Generator,
+        *,
+        augmentations: Sequence[str | None] = (None,),
+        order: Tensor | None = None,
+        epoch: int = 0,
+        num_epochs: int = 1,
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yield every batch of one epoch with several views of each image, augmented independently.
+
+        Parameters
+        ----------
+        generator
+            A CPU generator; equal states give equal epochs on every device.
+        augmentations
+            One name in ``TRANSFORMS`` per view; None: what :meth:`epoch` uses. Without augmentation all views are the
+            images as stored.
+        order
+            Which examples make up the epoch, (M,) int64; by default the sampler's, drawn first.
+        epoch, num_epochs
+            As in :meth:`epoch`.
+        """
+        transforms = [self._find(name) for name in augmentations]
+        if order is None:
+            order = self._sampler.epoch_order(self._host_labels, self._num_classes, generator, epoch, num_epochs)
+            num_batches = self.num_batches
+        else:
+            num_batches = -(-len(order) // self.batch_size)
+        draws = [transform.draw(len(order), generator) for transform in transforms]
+        parts = [slice(b * self.batch_size, (b + 1) * self.batch_size) for b in range(num_batches)]
+        labels = self._labels[moved(order, self._labels.device)]
+        for part, stored in zip(parts, self._stored(order, parts, len(transforms), generator)):
+            views = (t.apply(images, d[:, part]) for t, d, images in zip(transforms, draws, stored))
+            yield tuple(self._as_inputs(view) for view in views), labels[part]
+
+    def _stored(
+        self, order: Tensor, parts: list[slice], num_views: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Return the uint8 images of each part of an order, once for every view, on the device."""
+        if self._has_random_parts:
+            crops = [draw_crops(len(order), generator) for _ in range(num_views)]
+            return zip(*(self._streamed(order, parts, of_view) for of_view in crops))
+        return ((images,) * num_views for images in self._streamed(order, parts))
+
+    def _streamed(self, order: Tensor, parts: list[slice], crops: Tensor | None = None) -> Iterator[Tensor]:
         if isinstance(self._images, DiskImages):
             yield from self._images.stream((order[part], None if crops is None else crops[part]) for part in parts)
             return
         order = moved(order, self._images.device)
         for part in parts:
             yield self._images[order[part]]
+
+    def _as_inputs(self, images: Tensor) -> Tensor:
+        if self._resize is not None:
+            images = scaled_for_training(images.to(self._mean.dtype), self._resize)
+        return normalise_pixels(images, self._mean, self._std, self._pixel_max)
+
+    def _find(self, name: str | None) -> Transform:
+        if name is not None and name not in TRANSFORMS:
+            raise unknown_name("augmentation", name, TRANSFORMS)
+        if name is None or not self._is_augmented:
+            return self._transform
+        return TRANSFORMS[name].after_decoding() if self._has_random_parts else TRANSFORMS[name]

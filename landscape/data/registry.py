@@ -20,6 +20,7 @@ from landscape.data.arrays import (
     read_arrays,
     read_digits,
 )
+from landscape.data.augmentation import PUBLISHED_TRANSFORMS
 from landscape.data.cifar import CIFAR_MEAN, CIFAR_STD, read_cifar
 from landscape.data.dataset import Augmentation, Dataset, Split
 from landscape.data.download import fetch_cifar
@@ -189,7 +190,8 @@ def _images(request: Request) -> Source:
     published = PUBLISHED.get(request.name)
     mean, std = (published.mean, published.std) if published else (IMAGENET_MEAN, IMAGENET_STD)
     relabel: Relabelling = "count" if published else "none"
-    return Source(train, test, names, 255, "none", mean, std, relabel=relabel, has_random_parts=True)
+    transform = PUBLISHED_TRANSFORMS.get(request.name, "random-resized-crop-flip")
+    return Source(train, test, names, 255, transform, mean, std, relabel=relabel, has_random_parts=True)
 
 
 DATASETS: dict[str, Callable[[Request], Source]] = {

@@ -12,7 +12,9 @@ from torch import Tensor
 from landscape.checkpoint import write_checkpoint
 from landscape.threads import suitable_threads
 from landscape.training.evaluation import evaluate
-from landscape.training.loop import batches_of, begin_epoch, take_step
+from landscape.training.feeding import batches_of
+from landscape.training.loop import begin_epoch, take_step
+from landscape.training.methods import MiniBatch
 from landscape.training.record import checkpoint_spec
 from landscape.training.setup import Run, build_run, resolve_device
 from landscape.training.spec import TrainSpec
@@ -23,30 +25,47 @@ NUM_TIMED_STEPS = 3
 def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") -> tuple[float, int]:
     """Return the expected (seconds, bytes) of a training run; nothing is written.
 
-    A warm-up step and a few timed ones are taken on a throw-away network, and one evaluation; bytes are the saved
-    activations of a batch, weights, gradients, momentum and the images on the device.
+    A warm-up step and a few timed ones are taken on a throw-away network, in each phase of the method, and one
+    evaluation; bytes are the saved activations of a batch, weights, gradients, momentum and the images on the device.
     """
     run = build_run(spec, resolve_device(device))
-    begin_epoch(run, 0)
     with suitable_threads(run.num_inputs):
-        batches = batches_of(run, 0)
-        images, labels = next(batches)
-        activations = _saved_bytes(run, images, labels)
-        take_step(run, images, labels)
-        _wait(run)
-        start = time.perf_counter()
-        for _ in range(NUM_TIMED_STEPS):
-            take_step(run, images, labels)
-        _wait(run)
-        step = (time.perf_counter() - start) / NUM_TIMED_STEPS
+        ends = (*run.method.phases[1:], spec.epochs)
+        measured = [_phase(run, first) for first in run.method.phases]
         start = time.perf_counter()
         evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
         evaluation = time.perf_counter() - start
-    num_evaluations = math.ceil(spec.epochs / spec.evaluate_every)
-    seconds = step * run.batches.num_batches * spec.epochs + evaluation * num_evaluations
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+    training = sum(
+        step * run.batches.num_batches * (end - first)
+        for (step, _), first, end in zip(measured, run.method.phases, ends)
+    )
+    seconds = training + evaluation * math.ceil(spec.epochs / spec.evaluate_every)
     stored = sum(split.images.numel() for split in (run.dataset.train, run.dataset.test) if split.is_resident)
-    return seconds, activations + 5 * weights + stored
+    return seconds, max(activations for _, activations in measured) + _weight_bytes(run) + stored
+
+
+def _phase(run: Run, epoch: int) -> tuple[float, int]:
+    """Return the seconds of a step as taken from ``epoch`` on, and the bytes of its saved activations."""
+    begin_epoch(run, epoch)
+    batch = next(batches_of(run, epoch))
+    activations = _saved_bytes(run, batch)
+    take_step(run, batch)
+    _wait(run)
+    start = time.perf_counter()
+    for _ in range(NUM_TIMED_STEPS):
+        take_step(run, batch)
+    _wait(run)
+    return (time.perf_counter() - start) / NUM_TIMED_STEPS, activations
+
+
+def _weight_bytes(run: Run) -> int:
+    """Return the bytes of weights, gradients and momentum; what a method holds fixed counts once."""
+    total = 0
+    for parameter in run.model.parameters():
+        total += 5 * parameter.numel() * parameter.element_size()
+    for tensor in (*run.method.parameters(), *run.method.buffers()):
+        total += (5 if tensor.requires_grad else 1) * tensor.numel() * tensor.element_size()
+    return total
 
 
 def untrained_checkpoint(spec: TrainSpec, folder: str | Path) -> Path:
@@ -55,7 +74,7 @@ def untrained_checkpoint(spec: TrainSpec, folder: str | Path) -> Path:
     return write_checkpoint(Path(folder) / "untrained.safetensors", run.model.state_dict(), checkpoint_spec(run))
 
 
-def _saved_bytes(run: Run, images: Tensor, labels: Tensor) -> int:
+def _saved_bytes(run: Run, batch: MiniBatch) -> int:
     total = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -64,7 +83,7 @@ def _saved_bytes(run: Run, images: Tensor, labels: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        run.objective(run.model(images), labels)
+        run.method.closures(batch).descent()
     return total
 
 

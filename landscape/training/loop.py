@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from landscape.randomness import stream
 from landscape.threads import suitable_threads
 from landscape.training import folder as files
 from landscape.training.evaluation import Evaluation, evaluate
+from landscape.training.feeding import batches_of
 from landscape.training.methods import MiniBatch
 from landscape.training.record import checkpoint_spec, run_record
 from landscape.training.schedules import learning_rate
@@ -130,14 +130,9 @@ def begin_epoch(run: Run, epoch: int) -> float:
     return lr
 
 
-def batches_of(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the batches of an epoch: the same whenever it is asked for."""
-    return run.batches.epoch(stream(run.spec.seed, f"training/epoch={epoch}/batches"))
-
-
-def take_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
+def take_step(run: Run, batch: MiniBatch) -> Tensor:
     """Take one optimizer step on a batch; return the mean loss where the optimizer first evaluated it."""
-    closures = run.method.closures(MiniBatch((images,), labels, run.drawing))
+    closures = run.method.closures(batch)
     loss = run.optimizer.step(closures.descent, closures.labels)
     run.method.after_step()
     return loss
@@ -150,9 +145,9 @@ def _run_epoch(run: Run, epoch: int) -> None:
     # Summed on the device: reading a value back in every step would make the host wait for the device.
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     num_images = 0
-    for images, labels in batches_of(run, epoch):
-        total += take_step(run, images, labels).double() * len(labels)
-        num_images += len(labels)
+    for batch in batches_of(run, epoch):
+        total += take_step(run, batch).double() * len(batch.labels)
+        num_images += len(batch.labels)
     train_loss = total.item() / num_images
     _require_finite(run, epoch, lr, train_loss)
     seconds = time.perf_counter() - started

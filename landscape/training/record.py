@@ -47,7 +47,7 @@ def checkpoint_spec(run: Run) -> dict[str, Any]:
         "mixup": spec.mixup,
         "sampler": spec.sampler,
         "sampler_options": spec.sampler_options,
-        "augmentation": "none" if not spec.augment else spec.augmentation or dataset.augmentation,
+        "augmentation": dataset.augmentation if spec.augment else "none",
         "precision": spec.precision,
         "optimizer": spec.optimizer,
         "optimizer_options": dataclasses.asdict(run.optimizer.rule),  # type: ignore[call-overload]  # with its defaults
@@ -67,7 +67,7 @@ def checkpoint_spec(run: Run) -> dict[str, Any]:
 def run_record(run: Run, *, is_finished: bool) -> dict[str, Any]:
     """Return what ``run.json`` holds: specification, checkpoint record, environment and timings."""
     seconds = [row["seconds"] for row in run.history]
-    num_images = len(run.dataset.train) * len(seconds)
+    num_images = run.batches.num_images * len(seconds)
     return {
         "finished": is_finished,
         "spec": run.spec.to_dict(),

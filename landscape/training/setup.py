@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.checkpoint import load_weights, read_checkpoint
-from landscape.data import Batches, Dataset
+from landscape.data import Batches, Dataset, build_sampler
 from landscape.errors import LandscapeError
 from landscape.layout import choose_parameters
 from landscape.losses import Reweighting, build_loss
@@ -74,11 +74,21 @@ def build_run(
     loss = build_loss(spec.loss, dataset.train_counts, **spec.loss_options)
     reweighting = Reweighting(spec.reweight, dataset.train_counts, beta=spec.reweight_beta, start_epoch=spec.drw_epoch)
     objective = Objective(loss, reweighting).to(device)
-    setting = Setting(model, objective, dataset.train_counts, spec.epochs, mixup=spec.mixup)
+    setting = Setting(
+        model,
+        objective,
+        dataset.train_counts,
+        spec.epochs,
+        mixup=spec.mixup,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=spec.seed,
+    )
     method = build_method(spec.method, setting, **spec.method_options).to(device)
     optimizer = build_optimizer(
         spec.optimizer,
-        [p for name, p in model.named_parameters() if name in trained] + list(method.parameters()),
+        [(name, p) for name, p in model.named_parameters() if name in trained]
+        + [(f"method.{name}", p) for name, p in method.named_parameters() if p.requires_grad],
         base=BASES[spec.base],
         base_options=spec.base_options,
         model=model,
@@ -96,7 +106,13 @@ def build_run(
         objective=objective,
         method=method,
         optimizer=optimizer,
-        batches=Batches(dataset, batch_size=spec.batch_size, device=device, augment=spec.augment),
+        batches=Batches(
+            dataset,
+            batch_size=spec.batch_size,
+            device=device,
+            augment=spec.augment,
+            sampler=build_sampler(spec.sampler, **spec.sampler_options),
+        ),
         history=[],
     )
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from landscape.data import DATASETS, Dataset, load_dataset
+from landscape.data import DATASETS, SAMPLERS, TRANSFORMS, Dataset, build_sampler, load_dataset
 from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss, class_balanced_weights, wants_cosines
 from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS, build_optimizer
 from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
-from landscape.training.methods import METHODS, check_method
+from landscape.training.methods import METHODS, check_combination, check_method
 from landscape.training.schedules import SCHEDULES
 
 BASES: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
@@ -180,6 +180,7 @@ class TrainSpec:
             "bn_statistics": ("BatchNorm rule", dict.fromkeys(BN_STATISTICS)),
             "frozen_batchnorm": ("rule for frozen BatchNorm", dict.fromkeys(FROZEN_BATCHNORM)),
             "method": ("method", METHODS),
+            "sampler": ("sampler", SAMPLERS),
             "precision": ("precision", dict.fromkeys(PRECISIONS)),
         }
         resolved = dict(DEFAULTS.get(self.dataset, CIFAR_DEFAULTS))
@@ -217,8 +218,13 @@ class TrainSpec:
     def _check_options(self) -> None:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
         check_method(self.method, self.method_options)
+        needs = OPTIMIZERS[self.optimizer](**self.optimizer_options).needs if self.method != "plain" else frozenset()
+        check_combination(self.method, vars(self), optimizer=self.optimizer, needs=needs)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
         class_balanced_weights([1, 1], self.reweight_beta)
+        build_sampler(self.sampler, **self.sampler_options)
+        if self.augmentation is not None and self.augmentation not in TRANSFORMS:
+            raise unknown_name("augmentation", self.augmentation, TRANSFORMS)
         model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 2)  # initialising draws from the global generator
         build_optimizer(
             self.optimizer,
@@ -234,7 +240,7 @@ class TrainSpec:
 
     def load_data(self) -> Dataset:
         """Load the data set this run trains on."""
-        return load_dataset(
+        dataset = load_dataset(
             self.dataset,
             data_dir=self.data_dir,
             imbalance_ratio=self.imbalance_ratio,
@@ -250,6 +256,7 @@ class TrainSpec:
             cache_dir=self.cache_dir,
             download=self.download,
         )
+        return dataset if self.augmentation is None else dataclasses.replace(dataset, augmentation=self.augmentation)
 
     def with_optimizer(self, name: str) -> TrainSpec:
         """Return the same training with another optimizer, which has its default options unless it is the same."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class Setting:
         Length of the training.
     mixup
         Parameter of mixup's Beta distribution; 0: no mixup.
+    mean, std
+        Per channel, of pixels scaled to [0, 1]: what the images were normalised with.
+    seed
+        Root seed of the run, for the initial weights of a method's own networks.
     """
 
     model: nn.Module
@@ -32,6 +37,9 @@ class Setting:
     class_counts: tuple[int, ...]
     epochs: int
     mixup: float = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,15 @@ class MiniBatch:
         (B,) int64.
     generator
         CPU generator of this epoch for what the method draws (partners, mixing coefficients).
+    partner_views, partner_labels
+        A second batch of the same size, of the examples in :meth:`Method.partner_order`; None where that is None.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     generator: torch.Generator
+    partner_views: tuple[Tensor, ...] | None = None
+    partner_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,21 @@ class Closures:
 
 
 class Method(nn.Module):
-    """Base of the methods: a module, so that networks and queues of its own are trained, moved and saved along."""
+    """Base of the methods: a module, so that networks and queues of its own are trained, moved and saved along.
 
-    num_views = 1
+    Attributes
+    ----------
+    num_views
+        Augmented views of each image in a batch.
+    fixed
+        Fields of the specification that must have one value, because the method replaces what they choose.
+    unsupported
+        What the method cannot give an optimizer, out of the needs of :class:`landscape.optimizers.Rule`.
+    """
+
+    num_views: ClassVar[int] = 1
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    unsupported: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -84,6 +108,31 @@ class Method(nn.Module):
         self.epoch = 0
 
     setting: Setting
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise LandscapeError for an option out of range; ``options`` are complete, with the defaults."""
+
+    @property
+    def view_augmentations(self) -> tuple[str | None, ...]:
+        """Name in ``TRANSFORMS`` of each view's augmentation; None: the run's own."""
+        return (None,) * self.num_views
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Epochs at which a step's cost changes, the first is 0."""
+        return (0,)
+
+    def example_order(self, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return which training examples make up this epoch, (M,) int64; None: what the run's sampler says.
+
+        ``labels`` are those of the training split, on the CPU.
+        """
+        return None
+
+    def partner_order(self, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return the examples of the batches' partners, as many as the epoch has; None: batches have no partners."""
+        return None
 
     def start_epoch(self, epoch: int) -> None:
         """Take note of the epoch, counted from 0."""
