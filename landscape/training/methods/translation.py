@@ -99,8 +99,8 @@ class M2m(Method):
             raise LandscapeError("method 'm2m' without warm-up needs a trained classifier: set classifier=CHECKPOINT")
         self.translator = frozen_copy(setting.model if classifier is None else _read_network(classifier, setting))
         self.register_buffer("counts", torch.tensor(setting.class_counts, dtype=torch.float64))
-        self.register_buffer("mean", torch.tensor(setting.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(setting.std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(setting.mean, dtype=torch.float64).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(setting.std, dtype=torch.float64).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -165,7 +165,7 @@ class M2m(Method):
 
     def _translate(self, images: Tensor, noise: Tensor, source_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the translations (B, C, H, W), normalised, and g's probability of their new labels, (B,)."""
-        pixels = images * self.std + self.mean
+        pixels = images * self.std.to(images.dtype) + self.mean.to(images.dtype)
         if self.start == "channel":
             pixels = (pixels + noise.renorm(2, 1, NOISE_LENGTH)).clamp(0, 1)
         elif self.start == "image":
@@ -174,14 +174,17 @@ class M2m(Method):
             for _ in range(self.num_steps):
                 pixels = self._step(pixels, source_labels, labels)
             with torch.no_grad():
-                logits = self.translator((pixels - self.mean) / self.std)
+                logits = self.translator(self._normalised(pixels))
         shares = functional.softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-        return (pixels - self.mean) / self.std, shares
+        return self._normalised(pixels), shares
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
 
     def _step(self, pixels: Tensor, source_labels: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             pixels = pixels.detach().requires_grad_(True)
-            images = (pixels - self.mean) / self.std
+            images = self._normalised(pixels)
             losses = functional.cross_entropy(self.translator(images), labels, reduction="none")
             own = self.setting.model(images).gather(1, source_labels[:, None]).squeeze(1)
             (gradient,) = torch.autograd.grad((losses + self.lam * own).sum(), [pixels])
