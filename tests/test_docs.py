@@ -37,7 +37,7 @@ from landscape.plan import PRESETS
 from landscape.reconstruction import RECONSTRUCTIONS
 from landscape.results import SCHEMA
 from landscape.spectrum import VERDICTS
-from landscape.training import SCHEDULES
+from landscape.training import METHODS, SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -187,6 +187,7 @@ def test_the_reference_lists_every_option(name):
         CLASS_WEIGHTS,
         PUBLISHED_LOSSES,
         OPTIMIZERS,
+        METHODS,
         SCHEDULES,
         PRESETS,
         [entry.name for entry in CATALOGUE],
@@ -203,6 +204,7 @@ def test_the_reference_lists_every_option(name):
         "class weights",
         "published losses",
         "optimizers",
+        "methods",
         "schedules",
         "presets",
         "figures",

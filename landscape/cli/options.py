@@ -137,7 +137,9 @@ def training_options(
         list[str] | None, option("--sampler-option", "NAME=VALUE; may be repeated.", DATA)
     ] = None,
     mixup: Annotated[float | None, option("--mixup", "Parameter of mixup's Beta distribution; 0: none.", MODEL)] = None,
-    method: Annotated[str | None, option("--method", "How a batch becomes losses: plain.", MODEL)] = None,
+    method: Annotated[
+        str | None, option("--method", "How a batch becomes losses: plain, m2m, paco, gpaco, glmc.", MODEL)
+    ] = None,
     method_option: Annotated[list[str] | None, option("--method-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
     second_stage: Annotated[str | None, option("--second-stage", "A second training on top: crt.", MODEL)] = None,
     second_option: Annotated[

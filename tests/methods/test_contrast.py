@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from landscape.optimizers import build_optimizer
 from landscape.training.methods import build_method
 from landscape.training.methods.contrast import ExampleQueue, parametric_contrastive_loss
 
+PIECES = (slice(0, 4), slice(4, 10))
 SHARES = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
 
 
@@ -193,6 +195,25 @@ def test_five_steps_of_paco_against_a_plain_loop(rho):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
     assert not torch.allclose(before.linear.weight, setting.model.linear.weight, atol=1e-3)
     assert int(method.queue.place) == 50 % 17
+
+
+@pytest.mark.parametrize("name", ["paco", "gpaco"])
+def test_the_queue_takes_every_piece_of_a_batch_and_the_copy_moves_once(name):
+    setting, whole = make_setting(), make_batch(10)
+    method = build_method(name, setting, queue=20, dim=6).double()
+    parts = [replace(whole, views=tuple(v[s] for v in whole.views), labels=whole.labels[s]) for s in PIECES]
+    if name == "paco":
+        with torch.no_grad():
+            setting.model.linear.weight += 1
+        before = method.key_model.linear.weight.clone()
+    for closures in [method.closures(part) for part in parts]:
+        closures.descent()
+    method.after_step()
+    assert int(method.queue.place) == 10
+    assert torch.equal(method.queue.labels[:10], whole.labels)
+    if name == "paco":
+        moved = 0.999 * before + (1 - 0.999) * setting.model.linear.weight
+        torch.testing.assert_close(method.key_model.linear.weight, moved)
 
 
 def test_gpaco_averages_both_views_as_anchors():

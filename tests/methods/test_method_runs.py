@@ -121,7 +121,7 @@ def test_a_run_can_be_estimated(method):
         ),
         ({"method": "gpaco", "method_options": {"smooth": -1}}, "expected smooth to be a number >= 0 and <= 1, got -1"),
         ({"method": "paco", "method_options": {"key_augmentation": "shfit"}}, "unknown augmentation 'shfit'"),
-        ({"method": "glmc", "method_options": {"cut_share": "pixels"}}, "unknown cut_share of method 'glmc' 'pixels'"),
+        ({"method": "glmc", "method_options": {"box": "round"}}, "unknown box of method 'glmc' 'round'"),
         ({"method": "paco", "loss": "vs"}, "method 'paco' goes with loss='ce' only, got 'vs'"),
         ({"method": "glmc", "reweight": "drw"}, "method 'glmc' goes with reweight='none' only, got 'drw'"),
         ({"method": "m2m", "mixup": 1.0}, r"method 'm2m' goes with mixup=0\.0 only, got 1\.0"),

@@ -1,4 +1,4 @@
-"""Mixup, its draws, CutMix boxes, samplers and views: closed forms and transcriptions."""
+"""Mixup, weighted examples, views and features: closed forms and transcriptions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ import numpy as np
 import pytest
 import torch
 from method_cases import COUNTS, log_softmax, make_batch, make_setting, same_draws
-from scipy import stats
 
 from landscape.data import Batches, load_dataset
 from landscape.data.augmentation import TRANSFORMS
+from landscape.data.mixing import draw_shares
 from landscape.errors import LandscapeError
 from landscape.losses import class_balanced_weights
 from landscape.models import MODELS, build_model, find_head
 from landscape.randomness import stream
 from landscape.training.methods import build_method
 from landscape.training.methods.auxiliary import features_and_logits, num_features
-from landscape.training.methods.mixing import draw_box, draw_coefficient, draw_weighted_examples
-
-
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_coefficients_follow_the_beta_distribution(alpha):
-    generator = torch.Generator().manual_seed(0)
-    draws = [draw_coefficient(alpha, generator) for _ in range(800)]
-    assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-    assert stats.kstest(draws, stats.beta(2 * alpha, 2 * alpha).cdf).pvalue < 1e-3  # the test can fail
+from landscape.training.methods.examples import draw_weighted_examples
 
 
 @pytest.mark.parametrize("reweight", ["none", "cb"])
@@ -35,7 +27,7 @@ def test_mixup_is_the_weighted_mean_for_each_set_of_labels(reweight, seed):
     setting, batch = make_setting(reweight=reweight, mixup=1.0), make_batch(seed=seed)
     closures = build_method("plain", setting).closures(batch)
     generator = same_draws(batch)
-    share = draw_coefficient(1.0, generator)
+    share = draw_shares(1.0, 1, generator).float().item()  # shares are single precision
     partners = torch.randperm(12, generator=generator)
     mixed = share * batch.views[0] + (1 - share) * batch.views[0][partners]
     logs = log_softmax(setting.model(mixed))
@@ -53,22 +45,6 @@ def test_mixup_is_the_weighted_mean_for_each_set_of_labels(reweight, seed):
 def test_every_pass_of_a_step_sees_the_same_mixture():
     closures = build_method("plain", make_setting(mixup=0.5)).closures(make_batch())
     assert torch.equal(closures.descent(), closures.descent())
-
-
-def test_boxes_are_those_of_the_released_rule():
-    generator, twin = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    sizes = set()
-    for share in np.linspace(0, 1, 60):
-        rows, columns = draw_box(32, 28, share, generator)
-        for side, got in ((32, rows), (28, columns)):
-            cut, centre = (
-                np.ceil(side * np.sqrt(1.0 - share)).astype(int),
-                torch.randint(side, (), generator=twin).item(),
-            )
-            assert got.start == np.clip(centre - cut // 2, 0, side)
-            assert got.stop == np.clip(centre + cut // 2, 0, side)
-            sizes.add(got.stop - got.start)
-    assert len(sizes) > 10
 
 
 @pytest.mark.parametrize(("power", "shares"), [(0.0, [40 / 56, 12 / 56, 4 / 56]), (1.0, [1 / 3] * 3)])

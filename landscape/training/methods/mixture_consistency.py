@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from landscape.data.mixing import Mixed, blend, draw_shares, paste
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.training.methods.auxiliary import features_and_logits, num_features, perceptron, second_classifier
-from landscape.training.methods.mixing import dominant_labels, draw_box, draw_coefficient, draw_weighted_examples
+from landscape.training.methods.examples import dominant_labels, draw_weighted_examples
 from landscape.training.methods.options import check_choices, check_numbers, check_whole
 from landscape.training.methods.protocol import Closures, Method, MiniBatch, Setting
 
-
-class _View(NamedTuple):
-    """A mixed batch, and the share of the first images in its labels."""
-
-    images: Tensor
-    share: float
+BOXES: dict[str, Literal["glmc", "released"]] = {"glmc": "glmc", "cutmix": "released"}
 
 
 class GLMC(Method):
@@ -52,9 +48,9 @@ class GLMC(Method):
     mix
         Parameter of the coefficient's Beta distribution, one draw for both mixtures of a batch. The release has an option
         ``beta`` of 0.5 that does not reach the draw; the value in force is 1.
-    cut_share
-        Labels of the cut mixture: ``coefficient``, lambda itself, as released; ``area``, the share of pixels that the
-        first image keeps, as in CutMix.
+    box
+        Rectangle and labels of the cut mixture: ``glmc`` as released, sides rounded up and lambda itself in the labels;
+        ``cutmix`` as in CutMix, sides rounded down and the share of pixels that the first image keeps.
     dim
         Length of the projections: 128 in the released ResNet-32, 256 in its larger networks.
 
@@ -84,14 +80,14 @@ class GLMC(Method):
         label_weighting: float = 1.2,
         resample_weighting: float = 0.0,
         mix: float = 1.0,
-        cut_share: Literal["coefficient", "area"] = "coefficient",
+        box: Literal["glmc", "cutmix"] = "glmc",
         dim: int = 128,
     ) -> None:
         super().__init__(setting)
         self.contrast_weight = contrast_weight
         self.resample_weighting = resample_weighting
         self.mix = mix
-        self.cut_share = cut_share
+        self.box = box
         generator = stream(setting.seed, "glmc/networks")
         self.classifier = second_classifier(setting.model, generator)
         self.projector = perceptron((num_features(setting.model), dim), generator)
@@ -107,7 +103,7 @@ class GLMC(Method):
         bounds = dict.fromkeys(("contrast_weight", "label_weighting", "resample_weighting"), (0.0, math.inf))
         check_numbers("glmc", options, bounds | {"mix": (1e-3, math.inf)})
         check_whole("glmc", options, {"dim": 1})
-        check_choices("glmc", options, {"cut_share": ("coefficient", "area")})
+        check_choices("glmc", options, {"box": BOXES})
 
     def partner_order(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the partners of an epoch, drawn with replacement."""
@@ -124,40 +120,45 @@ class GLMC(Method):
             raise LandscapeError(
                 "glmc mixes each batch with a second one, got none: serve the examples of partner_order"
             )
-        views = self._mixed(batch.views, batch.partner_views, batch.generator)
-        labels = (batch.labels, batch.partner_labels)
+        views = self._mixed(batch, batch.partner_views, batch.partner_labels)
 
         def losses(*, is_ascent: bool) -> Tensor:
             features, own_logits = zip(*(features_and_logits(self.setting.model, view.images) for view in views))
-            total = sum(self._supervised(f, z, v.share, labels) for f, z, v in zip(features, own_logits, views))
+            total = sum(self._supervised(*inputs) for inputs in zip(features, own_logits, views))
             assert isinstance(total, Tensor)
             return total if is_ascent else total + self.contrast_weight * self._disagreement(*features)
 
         ascent: Callable[[], Tensor] = lambda: losses(is_ascent=True)  # noqa: E731
-        seen = dominant_labels(batch.labels, batch.partner_labels, views[0].share)
+        seen = dominant_labels(batch.labels, batch.partner_labels, views[0].shares)
         return Closures(descent=lambda: losses(is_ascent=False), labels=seen, ascent=ascent)
 
-    def _mixed(
-        self, views: tuple[Tensor, ...], partners: tuple[Tensor, ...], generator: torch.Generator
-    ) -> tuple[_View, _View]:
-        share = draw_coefficient(self.mix, generator)
-        height, width = views[1].shape[2:]
-        rows, columns = draw_box(height, width, share, generator)
-        cut = views[1].clone()
-        cut[:, :, rows, columns] = partners[1][:, :, rows, columns]
-        area = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        cut_share = share if self.cut_share == "coefficient" else 1 - area
-        return _View(share * views[0] + (1 - share) * partners[0], share), _View(cut, cut_share)
+    def _mixed(self, batch: MiniBatch, partners: tuple[Tensor, ...], partner_labels: Tensor) -> tuple[Mixed, Mixed]:
+        """Return the two mixtures of the batch: one share for all, then one pixel for the rectangle's centre."""
+        num, sizes = len(batch.labels), batch.views[1].shape[2:]
+        shares = draw_shares(self.mix, 1, batch.generator).expand(num)
+        centres = torch.stack([torch.randint(0, size, (1,), generator=batch.generator) for size in sizes])
+        first = blend(batch.views[0], batch.labels, partners=partners[0], partner_labels=partner_labels, shares=shares)
+        second = paste(
+            batch.views[1],
+            batch.labels,
+            partners=partners[1],
+            partner_labels=partner_labels,
+            shares=shares,
+            centres=centres.expand(2, num),
+            box=BOXES[self.box],
+        )
+        return first, second
 
-    def _supervised(self, features: Tensor, own_logits: Tensor, share: float, labels: tuple[Tensor, Tensor]) -> Tensor:
+    def _supervised(self, features: Tensor, own_logits: Tensor, mixed: Mixed) -> Tensor:
         """Return a times the plain losses of the auxiliary classifier plus 1 - a times the own one's weighted ones."""
         loss: nn.Module = getattr(self.setting.objective, "loss", self.setting.objective)
         logits, weights = self.classifier(features), self.class_weights.to(own_logits.dtype)
-        first, second = labels
-        plain = share * loss(logits, first) + (1 - share) * loss(logits, second)
-        weighted = share * weights[first] * loss(own_logits, first)
-        weighted = weighted + (1 - share) * weights[second] * loss(own_logits, second)
-        return self.balance * plain + (1 - self.balance) * weighted
+        shares = mixed.shares.to(own_logits.dtype)
+        total = torch.zeros_like(shares)
+        for share, labels in ((shares, mixed.labels), (1 - shares, mixed.partner_labels)):
+            weighted = weights[labels] * loss(own_logits, labels)
+            total = total + share * (self.balance * loss(logits, labels) + (1 - self.balance) * weighted)
+        return total
 
     def _disagreement(self, first: Tensor, second: Tensor) -> Tensor:
         """Return minus the cosines of each view's prediction with the other's projection, (B,)."""

@@ -47,6 +47,13 @@ def _shares(setting: Setting) -> Tensor:
     return counts / counts.sum()
 
 
+def _push_all(queue: ExampleQueue, pending: list[list[tuple[Tensor, Tensor]]]) -> None:
+    for entries in pending:
+        for embeddings, labels in entries:
+            queue.push(embeddings, labels)
+    pending.clear()
+
+
 class PaCo(Method):
     r"""Parametric contrastive learning (PaCo): class centres and examples in one contrastive loss.
 
@@ -82,7 +89,8 @@ class PaCo(Method):
 
     1. Its epochs drop the last, smaller batch; here the queue takes batches of any size.
     2. Linear layers start as the other layers of the model, with He-normal weights.
-    3. With an optimizer that evaluates several points per step, the momentum network moves and computes keys once per
+    3. A batch that is cut into pieces (``accumulate``) contrasts within each piece and with the queue before the step.
+    4. With an optimizer that evaluates several points per step, the momentum network moves and computes keys once per
        step, at the weights where the step starts, and the queue grows once: every point sees the same keys. PaCo+SAM
        is reported by Rangwani et al. (Saddle-LongTail, NeurIPS 2022), but its code is not released; this is our reading.
     """
@@ -119,7 +127,7 @@ class PaCo(Method):
             queue, dim, num_labels=RELEASED_QUEUE_LABELS, generator=stream(setting.seed, "paco/queue")
         )
         self.register_buffer("shares", _shares(setting))
-        self._latest: tuple[Tensor, Tensor] | None = None
+        self._pending: list[list[tuple[Tensor, Tensor]]] = []  # per piece of the batch, what will enter the queue
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -134,8 +142,9 @@ class PaCo(Method):
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
-        follow(self.key_model, self.setting.model, self.momentum)
-        follow(self.key_projector, self.projector, self.momentum)
+        if not self._pending:  # not a further piece of the same batch
+            follow(self.key_model, self.setting.model, self.momentum)
+            follow(self.key_projector, self.projector, self.momentum)
         features, _ = features_and_logits(self.key_model, images)
         return functional.normalize(self.key_projector(features), dim=1)
 
@@ -144,7 +153,7 @@ class PaCo(Method):
         labels, keys = batch.labels, self._keys(batch.views[1])
         earlier, earlier_labels = self.queue.embeddings.clone(), self.queue.labels.clone()
         everything = torch.cat([labels, labels, earlier_labels])
-        self._latest = (keys, labels)
+        self._pending.append([(keys, labels)])
 
         def losses() -> Tensor:
             features, logits = features_and_logits(self.setting.model, batch.views[0])
@@ -163,9 +172,7 @@ class PaCo(Method):
 
     def after_step(self) -> None:
         """Put the keys into the queue."""
-        assert self._latest is not None
-        self.queue.push(*self._latest)
-        self._latest = None
+        _push_all(self.queue, self._pending)
 
     shares: Tensor
 
@@ -220,7 +227,7 @@ class GPaCo(Method):
         self.projector = perceptron((size, size, size, dim), stream(setting.seed, "gpaco/projector"))
         self.queue = ExampleQueue(queue, dim, num_labels=num_classes, generator=stream(setting.seed, "gpaco/queue"))
         self.register_buffer("shares", _shares(setting))
-        self._latest: tuple[Tensor, Tensor] | None = None
+        self._pending: list[list[tuple[Tensor, Tensor]]] = []  # per piece of the batch, what will enter the queue
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -238,12 +245,13 @@ class GPaCo(Method):
         labels = batch.labels
         earlier, earlier_labels = self.queue.embeddings.clone(), self.queue.labels.clone()
         everything = torch.cat([labels, labels, earlier_labels])
-        self._latest = None
+        seen: list[tuple[Tensor, Tensor]] = []
+        self._pending.append(seen)
 
         def losses() -> Tensor:
             embeddings, logits = zip(*(self._embedded(view) for view in batch.views))
-            if self._latest is None:
-                self._latest = (embeddings[1].detach(), labels)
+            if not seen:
+                seen.append((embeddings[1].detach(), labels))
             both = parametric_contrastive_loss(
                 torch.cat([*embeddings, earlier.to(embeddings[0].dtype)]),
                 everything,
@@ -264,6 +272,4 @@ class GPaCo(Method):
 
     def after_step(self) -> None:
         """Put the second view's embeddings into the queue."""
-        assert self._latest is not None
-        self.queue.push(*self._latest)
-        self._latest = None
+        _push_all(self.queue, self._pending)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
+from landscape.data.mixing import mixup
 from landscape.errors import unknown_name
-from landscape.training.methods.mixing import dominant_labels, draw_coefficient
+from landscape.training.methods.examples import dominant_labels
 from landscape.training.methods.protocol import Closures, Method, MiniBatch, Setting
 
 MIXED_LABELS = ("dominant", "own")
@@ -33,8 +34,7 @@ class Plain(Method):
 
     Notes
     -----
-    Source: Zhang et al., *mixup*, ICLR 2018. Differs from the paper in: 1. one coefficient per batch and partners from
-    the same batch, as in the paper's own code and in all released long-tailed code.
+    Source: Zhang et al., *mixup*, ICLR 2018; the draws are those of :func:`landscape.data.mixing.mixup`.
     """
 
     def __init__(self, setting: Setting, *, mixed_labels: Literal["dominant", "own"] = "dominant") -> None:
@@ -52,13 +52,13 @@ class Plain(Method):
         model, objective, images, labels = self.setting.model, self.setting.objective, batch.views[0], batch.labels
         if self.setting.mixup == 0:
             return Closures(descent=lambda: objective(model(images), labels), labels=labels)
-        share = draw_coefficient(self.setting.mixup, batch.generator)
-        partners = torch.randperm(len(labels), generator=batch.generator).to(labels.device)
-        mixed, others = share * images + (1 - share) * images[partners], labels[partners]
+        mixed = mixup(images, labels, self.setting.mixup, batch.generator)
+        partner_labels = mixed.partner_labels
 
-        def losses() -> torch.Tensor:
-            logits = model(mixed)
-            return share * objective(logits, labels) + (1 - share) * objective(logits, others)
+        def losses() -> Tensor:
+            logits = model(mixed.images)
+            shares = mixed.shares.to(logits.dtype)
+            return shares * objective(logits, labels) + (1 - shares) * objective(logits, partner_labels)
 
-        seen = labels if self.mixed_labels == "own" else dominant_labels(labels, others, share)
+        seen = labels if self.mixed_labels == "own" else dominant_labels(labels, partner_labels, mixed.shares)
         return Closures(descent=losses, labels=seen)

@@ -16,7 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.models import build_model
 from landscape.training.evaluation import evaluation_mode
 from landscape.training.methods.auxiliary import frozen_copy
-from landscape.training.methods.mixing import draw_weighted_examples
+from landscape.training.methods.examples import draw_weighted_examples
 from landscape.training.methods.options import check_choices, check_numbers, check_whole
 from landscape.training.methods.protocol import Closures, Method, MiniBatch, Setting
 
