@@ -218,15 +218,13 @@ class TrainSpec:
     def _check_options(self) -> None:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
         check_method(self.method, self.method_options)
-        needs = OPTIMIZERS[self.optimizer](**self.optimizer_options).needs if self.method != "plain" else frozenset()
-        check_combination(self.method, vars(self), optimizer=self.optimizer, needs=needs)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
         class_balanced_weights([1, 1], self.reweight_beta)
         build_sampler(self.sampler, **self.sampler_options)
         if self.augmentation is not None and self.augmentation not in TRANSFORMS:
             raise unknown_name("augmentation", self.augmentation, TRANSFORMS)
         model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 2)  # initialising draws from the global generator
-        build_optimizer(
+        optimizer = build_optimizer(
             self.optimizer,
             model.parameters(),
             base=BASES[self.base],
@@ -237,6 +235,7 @@ class TrainSpec:
             tail_classes=[1],
             **self.optimizer_options,
         )
+        check_combination(self.method, vars(self), optimizer=self.optimizer, needs=optimizer.rule.needs)
 
     def load_data(self) -> Dataset:
         """Load the data set this run trains on."""

@@ -125,6 +125,7 @@ def test_a_run_can_be_estimated(method):
         ({"method": "paco", "loss": "vs"}, "method 'paco' goes with loss='ce' only, got 'vs'"),
         ({"method": "glmc", "reweight": "drw"}, "method 'glmc' goes with reweight='none' only, got 'drw'"),
         ({"method": "m2m", "mixup": 1.0}, r"method 'm2m' goes with mixup=0\.0 only, got 1\.0"),
+        ({"method": "paco", "optimizer": "sam", "optimizer_options": {"roh": 1}}, "unknown option of sam 'roh'"),
         ({"method": "glmc", "optimizer": "ccsam"}, "optimizer 'ccsam' needs the criterion of plain training"),
     ],
 )
