@@ -16,7 +16,7 @@ LDAM: dict[str, Any] = {"loss": "ldam", "loss_options": {"max_margin": 0.3}}
 DRW: dict[str, Any] = {"reweight": "drw", "drw_start": 60 / 90}
 # Saddle-LongTail: 90 epochs, cosine without warm-up.
 IMAGENET: dict[str, Any] = {
-    "model": "resnet50",
+    "model": "resnet50-imagenet",
     "epochs": 90,
     "batch_size": 256,
     "lr": 0.2,
@@ -26,7 +26,7 @@ IMAGENET: dict[str, Any] = {
 INATURALIST: dict[str, Any] = {**IMAGENET, "lr": 0.1}
 # Decoupling: 90 epochs, batch 512.
 DECOUPLING: dict[str, Any] = {
-    "model": "resnext50",
+    "model": "resnext50-imagenet",
     "epochs": 90,
     "batch_size": 512,
     "lr": 0.2,
@@ -64,7 +64,7 @@ LARGE_RECIPES: dict[str, Recipe] = {
     "imagenet-lt/tau-norm": Recipe(
         KANG,
         "released code; the published row is of a ResNet-50",
-        {**DECOUPLING, "model": "resnet50", "second_stage": "tau-norm"},
+        {**DECOUPLING, "model": "resnet50-imagenet", "second_stage": "tau-norm"},
         (_slide(56.6, 44.2, 27.4, 46.7),),
     ),
     "imagenet-lt/lws": Recipe(KANG, "released code", {**DECOUPLING, "second_stage": "lws"}),
@@ -86,14 +86,14 @@ LARGE_RECIPES: dict[str, Recipe] = {
     "imagenet-lt/mislas": Recipe(
         "Zhong et al., MiSLAS, CVPR 2021",
         "released configuration: 180 epochs, mixup 0.2",
-        {**MISLAS, "model": "resnet50", "epochs": 180, "weight_decay": 5e-4},
+        {**MISLAS, "model": "resnet50-imagenet", "epochs": 180, "weight_decay": 5e-4},
         (Published(SLIDE, all=52.7),),
     ),
     "imagenet-lt/gcl": Recipe(
         "Li et al., GCL, CVPR 2022",
         "released code; the authors: 200 epochs on all large sets",
         {
-            "model": "resnet50",
+            "model": "resnet50-imagenet",
             "loss": "gcl",
             "epochs": 200,
             "batch_size": 256,
@@ -124,7 +124,7 @@ LARGE_RECIPES: dict[str, Recipe] = {
         "Focal-SAM",
         "released scripts: gamma 0.8, lambda 0.8, rho 0.1, from 80 % of the epochs 0.2",
         {
-            "model": "resnet50",
+            "model": "resnet50-imagenet",
             "epochs": 200,
             "batch_size": 256,
             "lr": 0.1,
@@ -144,7 +144,7 @@ LARGE_RECIPES: dict[str, Recipe] = {
     "places-lt/mislas": Recipe(
         "Zhong et al., MiSLAS, CVPR 2021",
         "released configuration: 90 epochs, mixup 0.2, ResNet-152 pre-trained on ImageNet (--start FILE)",
-        {**MISLAS, "model": "resnet152", "epochs": 90, "weight_decay": 5e-4},
+        {**MISLAS, "model": "resnet152-imagenet", "epochs": 90, "weight_decay": 5e-4},
         (Published(SLIDE, all=40.2), by_groups("GNM slides", (39.6, 43.3, 36.1, 40.4))),
         ("released: an extra bottleneck block on a frozen backbone is trained; here the whole network",),
     ),
@@ -152,7 +152,7 @@ LARGE_RECIPES: dict[str, Recipe] = {
         "cross-entropy, ResNet-152",
         "schedule of MiSLAS's first stage",
         {
-            "model": "resnet152",
+            "model": "resnet152-imagenet",
             "epochs": 90,
             "batch_size": 256,
             "lr": 0.1,
@@ -173,26 +173,26 @@ LARGE_RECIPES: dict[str, Recipe] = {
     "inaturalist18/ce": Recipe(
         "cross-entropy, ResNet-50",
         "decoupling's released code",
-        {**DECOUPLING, "model": "resnet50", "weight_decay": 1e-4},
+        {**DECOUPLING, "model": "resnet50-imagenet", "weight_decay": 1e-4},
         (_slide(72.2, 63.0, 57.2, 61.7),),
     ),
     "inaturalist18/tau-norm": Recipe(
         KANG,
         "decoupling's released code",
-        {**DECOUPLING, "model": "resnet50", "weight_decay": 1e-4, "second_stage": "tau-norm"},
+        {**DECOUPLING, "model": "resnet50-imagenet", "weight_decay": 1e-4, "second_stage": "tau-norm"},
         (_slide(65.6, 65.3, 65.9, 65.6),),
     ),
     "inaturalist18/mislas": Recipe(
         "Zhong et al., MiSLAS, CVPR 2021",
         "released configuration: 200 epochs, mixup 0.2",
-        {**MISLAS, "model": "resnet50", "epochs": 200, "weight_decay": 1e-4},
+        {**MISLAS, "model": "resnet50-imagenet", "epochs": 200, "weight_decay": 1e-4},
         (Published(SLIDE, all=71.6), by_groups("GNM slides", (73.2, 72.4, 70.4, 71.6))),
     ),
     "inaturalist18/focal-sam": Recipe(
         "Focal-SAM",
         "released scripts: gamma 2, lambda 1.1, rho 0.2, batch 512",
         {
-            "model": "resnet50",
+            "model": "resnet50-imagenet",
             "epochs": 200,
             "batch_size": 512,
             "lr": 0.2,

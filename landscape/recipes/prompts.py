@@ -24,7 +24,7 @@ PROMPTS: dict[str, Any] = {
     "batch_size": 128,
     "lr": 0.005,
     "weight_decay": 1e-3,
-    "schedule": "gnm",
+    "schedule": "cosine-gnm",
     "augmentation": "crop-flip-autoaugment-cutout",
     "seed": 42,
 }

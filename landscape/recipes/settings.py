@@ -24,13 +24,13 @@ IMBSAM: dict[str, Any] = {
     "batch_size": 64,
     "lr": 0.01,
     "weight_decay": 1e-3,
-    "schedule": "cosine",
+    "schedule": "cosine-shifted",
     "selection": "first",
     "seed": 9826,
 }
 CCSAM: dict[str, Any] = {
     "batch_size": 64,
-    "schedule": "cc-sam",
+    "schedule": "ccsam",
     "selection": "seed42",
     "mixup": 1.0,
     "optimizer": "ccsam",
