@@ -45,7 +45,7 @@ def gradient_ascent(gradients: Tree, rho: float | Tensor) -> list[Tensor]:
     the norm, not by its square.
     """
     scale = rho / (tree_norm(gradients) + TINY)
-    return [g * scale for g in gradients]
+    return list(torch._foreach_mul(list(gradients), scale))
 
 
 def adaptive_ascent(
@@ -64,10 +64,18 @@ def adaptive_ascent(
     Source: Kwon et al., *ASAM*, ICML 2021, eq. 8 and the released defaults (eta = 0.01; "weight" tensors only).
     """
     flags = [True] * len(gradients) if is_scaled is None else is_scaled
-    scales = [w.abs() + eta if flag else torch.ones_like(w) for w, flag in zip(weights, flags)]
-    scaled = [t * g for t, g in zip(scales, gradients)]
-    factor = rho / (tree_norm(scaled) + TINY)
-    return [t * s * factor for t, s in zip(scales, scaled)]
+    chosen = [t for t, flag in enumerate(flags) if flag]
+    step = list(gradients)
+    scales = torch._foreach_abs([weights[t] for t in chosen]) if chosen else ()
+    if chosen:
+        torch._foreach_add_(scales, eta)
+        for t, product in zip(chosen, torch._foreach_mul([step[t] for t in chosen], scales)):
+            step[t] = product
+    factor = rho / (tree_norm(step) + TINY)
+    if chosen:
+        for t, product in zip(chosen, torch._foreach_mul([step[t] for t in chosen], scales)):
+            step[t] = product
+    return list(torch._foreach_mul(step, factor))
 
 
 def sign_ascent(gradients: Tree, rho: float | Tensor) -> list[Tensor]:
@@ -179,15 +187,17 @@ def class_steps(directions: Tree, radii: Tree, lengths: Tree) -> list[Tensor]:
 def gaussian(shapes_like: Tree, generator: torch.Generator, *, sigma: float, clip: float | None = None) -> list[Tensor]:
     r"""Return i.i.d. draws of :math:`N(0, \sigma^2)`, clipped elementwise to ``[-clip, clip]`` if given.
 
-    Drawn on the generator's device and moved to each tensor's own device and dtype.
+    Drawn on the generator's device, tensor by tensor, and moved to each tensor's own device and dtype.
     """
-    draws = []
-    for tensor in shapes_like:
-        draw = torch.randn(tensor.shape, generator=generator, device=generator.device, dtype=tensor.dtype) * sigma
-        if clip is not None:
-            draw = draw.clamp_(-clip, clip)
-        draws.append(draw.to(tensor.device))
-    return draws
+    place = generator.device
+    draws = [torch.randn(t.shape, generator=generator, device=place, dtype=t.dtype) for t in shapes_like]
+    if not draws:
+        return draws
+    torch._foreach_mul_(draws, sigma)
+    if clip is not None:
+        torch._foreach_clamp_min_(draws, -clip)
+        torch._foreach_clamp_max_(draws, clip)
+    return [draw.to(t.device) for draw, t in zip(draws, shapes_like)]
 
 
 def _axes_within(tensor: Tensor, dims: FilterDims) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from landscape.optimizers.head_tail import SSESAM, ImbSAM
 from landscape.optimizers.model_perturbation import ModelPerturbation
 from landscape.optimizers.noise import GNM, LPF
 from landscape.optimizers.normalising import SpectralNorm
+from landscape.optimizers.precision import Precision
 from landscape.optimizers.saddle_escape import PerturbedGD
 from landscape.optimizers.terms import Batch, Criterion, Rule, Task, Term
 
@@ -81,6 +82,7 @@ def build_optimizer(
     class_counts: Sequence[int] | Tensor | None = None,
     tail_classes: Sequence[int] | None = None,
     bn_statistics: Literal["every-pass", "first-pass"] = "every-pass",
+    precision: Precision = "float32",
     **rule_options: Any,
 ) -> NeighbourhoodOptimizer:
     """Return the method ``name`` on top of a base optimizer.
@@ -106,6 +108,8 @@ def build_optimizer(
         Class indices of the tail; by default the classes with fewer than ``eta`` examples.
     bn_statistics
         Whether forward passes at perturbed weights update running statistics, see :class:`NeighbourhoodOptimizer`.
+    precision
+        ``"float32"``, or automatic mixed precision in ``"bfloat16"`` or ``"float16"``, see the same class.
     **rule_options
         Options of the rule, the fields of its dataclass, e.g. ``rho=0.1``.
 
@@ -148,7 +152,7 @@ def build_optimizer(
         if need in rule.needs and getattr(task, need) is None:
             raise LandscapeError(f"{name} needs {need}, got none: build_optimizer('{name}', ..., {need}=...)")
     return NeighbourhoodOptimizer(
-        params, rule, base=base, base_options=base_options, task=task, bn_statistics=bn_statistics
+        params, rule, base=base, base_options=base_options, task=task, bn_statistics=bn_statistics, precision=precision
     )
 
 

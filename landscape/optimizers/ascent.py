@@ -66,7 +66,8 @@ class SAM:
     def terms(self, batch: Batch) -> list[Term]:
         """Return the mean loss at the end of the ascent step."""
         rho = radius_at(self, batch.epoch, batch.num_epochs)
-        return [Term(perturbation=gradient_ascent(batch.gradient(), rho))]
+        (gradient,) = batch.gradients(None)
+        return [Term(perturbation=gradient_ascent(gradient, rho))]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class ASAM:
         is_official = self.variant == "official"
         eta = self.eta if self.eta is not None else (0.01 if is_official else 0.0)
         is_scaled = ["weight" in name for name in batch.names] if is_official else None
-        step = adaptive_ascent(batch.gradient(), batch.params, self.rho, eta=eta, is_scaled=is_scaled)
+        (gradient,) = batch.gradients(None)
+        step = adaptive_ascent(gradient, batch.params, self.rho, eta=eta, is_scaled=is_scaled)
         return [Term(perturbation=step)]
 
 
@@ -166,7 +168,7 @@ class GNP:
 
     def terms(self, batch: Batch) -> list[Term]:
         """Return the mean loss at theta and at the end of the ascent step."""
-        gradient = batch.gradient()
+        (gradient,) = batch.gradients(None)
         moved = Term(perturbation=gradient_ascent(gradient, self.r), scale=self.alpha)
         if self.alpha == 1:
             return [moved]

@@ -20,7 +20,7 @@ from landscape.directions import (
     tree_norm,
 )
 from landscape.errors import LandscapeError
-from landscape.optimizers.terms import Batch, Term, check_choice, check_option
+from landscape.optimizers.terms import Batch, Piece, Term, check_choice, check_option
 
 
 @dataclass(frozen=True)
@@ -103,30 +103,36 @@ class CCSAM:
         assert criterion is not None
         assert labels is not None
         assert counts is not None
-        with recorded_call(head) as call:
-            losses = batch.losses()
-        features, logits = call.get()
-        if features.shape[0] != losses.shape[0]:
-            raise LandscapeError(
-                f"ccsam: the head saw {features.shape[0]} examples but the closure returned {losses.shape[0]} losses: "
-                "evaluate the batch in one forward pass"
-            )
         params: dict[str, Tensor] = {name: p for name, p in head.named_parameters() if p.requires_grad}
         if not params:
             raise LandscapeError("ccsam perturbs the classifier, but no parameter of the head requires a gradient")
+        visits = [_visit(piece, head) for piece in batch.ascent_pieces]
+        if not batch.is_shared:  # each piece runs again for its own gradient: its graph must not stay
+            visits = [visit.without_graph() for visit in visits]
         slots, is_member = class_slots(labels, min(len(labels), len(counts)))
-        gradients = class_gradients(head, params, features, losses, logits, is_member)
+        gradients = class_gradients(
+            head,
+            params,
+            batch.whole([visit.features.detach() for visit in visits]),
+            batch.whole([visit.at_logits for visit in visits]),
+            is_member,
+        )
         slot_counts = counts.new_ones(len(is_member)).scatter(0, slots, counts[labels])
         steps = self._steps(list(gradients.values()), slot_counts, list(params.values()), batch.generator)
 
-        def perturbed_logits(step: list[Tensor]) -> Any:
-            perturbed = {name: p + s for (name, p), s in zip(params.items(), step)}
-            return functional_call(head, perturbed, (features,))
+        def mixture(piece: Piece) -> Tensor:
+            visit = visits[0] if batch.is_shared else _visit(piece, head)
+            rows = slice(None) if batch.is_shared else piece.rows
 
-        with torch.enable_grad():
-            by_slot = vmap(perturbed_logits)(steps)  # (K, B, C)
-            flat = criterion(by_slot[slots, torch.arange(len(labels), device=labels.device)], labels)
-            mixture = (1 - self.flat_ratio) * losses + self.flat_ratio * flat
+            def perturbed_logits(step: list[Tensor]) -> Any:
+                perturbed = {name: p + s for (name, p), s in zip(params.items(), step)}
+                return functional_call(head, perturbed, (visit.features,))
+
+            with torch.enable_grad():
+                by_slot = vmap(perturbed_logits)(steps)  # (K, B, C)
+                own = by_slot[slots[rows], torch.arange(len(visit.features), device=labels.device)]
+                return (1 - self.flat_ratio) * visit.losses + self.flat_ratio * criterion(own, labels[rows])
+
         return [Term(losses=mixture)]
 
     def _steps(
@@ -152,6 +158,35 @@ class CCSAM:
         directions = gaussian(gradients, generator, sigma=1.0)
         radii = [radius * (length > 0) for radius, length in zip(radii, lengths)]
         return class_steps(directions, radii, class_norms(directions, self.norms))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The head's call in one forward pass: features (B, d), losses (B,) and their gradient at the logits (B, C)."""
+
+    features: Tensor
+    losses: Tensor
+    at_logits: Tensor
+
+    def without_graph(self) -> Visit:
+        """Return the numbers alone."""
+        return Visit(self.features.detach(), self.losses.detach(), self.at_logits)
+
+
+def _visit(piece: Piece, head: nn.Module) -> Visit:
+    with recorded_call(head) as call:
+        losses = piece.run()
+    features, logits = call.get()
+    if features.shape[0] != losses.shape[0]:
+        raise LandscapeError(
+            f"ccsam: the head saw {features.shape[0]} examples but the closure returned {losses.shape[0]} losses: "
+            "evaluate the batch in one forward pass"
+        )
+    (at_logits,) = torch.autograd.grad(losses, logits, torch.ones_like(losses), retain_graph=True)  # (B, C)
+    # In the weights' precision, whatever the passes run in: only the head follows.
+    with torch.enable_grad():
+        features = features.to(losses.dtype)
+    return Visit(features, losses, at_logits.to(losses.dtype))
 
 
 class HeadCall:
@@ -193,17 +228,15 @@ def class_slots(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 
 
 def class_gradients(
-    head: nn.Module, params: dict[str, Tensor], features: Tensor, losses: Tensor, logits: Tensor, is_member: Tensor
+    head: nn.Module, params: dict[str, Tensor], features: Tensor, at_logits: Tensor, is_member: Tensor
 ) -> dict[str, Tensor]:
     """Return the gradient of each slot's mean loss with respect to the head's parameters: name -> (K, *shape).
 
-    The losses are differentiated up to the logits only; from there all slots share one batched product with the head.
+    The losses come differentiated up to the logits; from there all slots share one batched product with the head.
     """
-    (at_logits,) = torch.autograd.grad(losses, logits, torch.ones_like(losses), retain_graph=True)  # (B, C)
-    members = is_member.to(logits.dtype)
+    members = is_member.to(at_logits.dtype)
     mean = members / members.sum(dim=1, keepdim=True).clamp_min(1)  # (K, B)
-    detached = features.detach()
-    pull_back = vjp(lambda p: functional_call(head, p, (detached,)), {name: p.detach() for name, p in params.items()})[
+    pull_back = vjp(lambda p: functional_call(head, p, (features,)), {name: p.detach() for name, p in params.items()})[
         1
     ]
     (gradients,) = vmap(pull_back)(mean.unsqueeze(2) * at_logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.optimizers.terms import Batch, Closure, Gradient, Rule, Task
+from landscape.optimizers.gradients import Gradient
+from landscape.optimizers.passes import Passes
+from landscape.optimizers.precision import Arithmetic, Precision
+from landscape.optimizers.terms import Batch, Closure, Moment, Rule, Task
+from landscape.processes import Processes
 from landscape.randomness import stream
 
 
@@ -36,6 +40,10 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         ``"every-pass"``: every forward pass updates the running statistics of normalisation layers, also those at
         perturbed weights (what the papers' code does). ``"first-pass"``: the model's buffers are put back after the
         step to what the first forward pass left; needs the model.
+    precision
+        ``"float32"``: the passes run in whatever the weights are. ``"bfloat16"``, ``"float16"``: the closures run under
+        ``torch.autocast``; with float16 losses are scaled and overflowing steps left out, see
+        :class:`landscape.optimizers.precision.Arithmetic`.
 
     Attributes
     ----------
@@ -43,9 +51,14 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         It shares ``param_groups`` and ``state`` with this object, so a learning-rate scheduler may be attached to
         either. Hooks on its step see the summed gradient in ``.grad``, e.g. to clip it.
     num_forwards, num_backwards : int
-        Forward and backward passes through the model since construction.
+        Forward and backward passes through the model since construction, over whole batches.
     memory : dict[str, Tensor]
         What the rule keeps from step to step, if it does.
+    processes : Processes
+        Those that share the batches of steps with ``first_row``; the training loop sets it.
+    perturbation_scope : str
+        With several processes, ``"global"``: the gradient of the whole batch gives one perturbation for all; ``"local"``:
+        each process perturbs by the gradient of its own examples, as SAM was first run on several accelerators.
     epoch : int
         0-based epoch of the schedule; 0 until :meth:`start_epoch` is called.
 
@@ -55,7 +68,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
     2. ``.grad`` is set for the base step only and put back afterwards; gradients that a caller accumulated are not
        used.
     3. Parameters that do not require a gradient, or that no loss depends on, are neither moved nor decayed.
-    4. Nothing in a step waits for the device: no value is read back, no shape depends on data.
+    4. Nothing in a step waits for the device: no value is read back, no shape depends on data. Loss scaling is the
+       exception: torch's scaler asks once per step whether it overflowed.
     5. Dropout draws a new mask in every forward pass, as in the released code of all these methods.
     """
 
@@ -68,6 +82,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         base_options: dict[str, Any] | None = None,
         task: Task | None = None,
         bn_statistics: Literal["every-pass", "first-pass"] = "every-pass",
+        precision: Precision = "float32",
     ) -> None:
         if bn_statistics not in ("every-pass", "first-pass"):
             raise LandscapeError(f"bn_statistics must be every-pass or first-pass, got {bn_statistics!r}")
@@ -80,8 +95,12 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         self.rule = rule
         self.task = self._on_device(task or Task())
         self.bn_statistics = bn_statistics
-        self._names: dict[int, str] = {}
+        self.arithmetic = Arithmetic(precision, self.base.param_groups[0]["params"][0].device.type)
+        self.processes = Processes()
+        self.perturbation_scope: Literal["global", "local"] = "global"
         self.memory: dict[str, Tensor] = {}
+        self._copies: list[Tensor] | None = None
+        self._names: dict[int, str] = {}
         self.num_forwards = 0
         self.num_backwards = 0
         self.epoch = 0
@@ -105,21 +124,38 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         self.num_epochs = num_epochs
         self.generator = self._default_generator() if generator is None else generator
 
-    def step(self, closure: Closure, labels: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Make one step.
+    def step(  # type: ignore[override]
+        self,
+        closure: Closure | Sequence[Closure],
+        labels: Tensor | None = None,
+        ascent: Closure | Sequence[Closure] | None = None,
+        *,
+        first_row: int | None = None,
+    ) -> Tensor:
+        r"""Make one step.
 
         Parameters
         ----------
         closure
             Runs a forward pass and returns the losses of the batch, (B,), with their graph and without calling
-            backward. It is called once per forward pass of the method, always on the same batch.
+            backward. It is called once per forward pass of the method, always on the same batch. A sequence of closures
+            evaluates the batch in pieces, one after the other: the memory of a piece, and the step of the whole batch, with
+            the gradient :math:`\sum_k B_k g_k / B`. Where rules need several gradients at theta, or one that depends on
+            all pieces, the pieces run again. Normalisation layers see each piece alone.
         labels
-            Class indices of the batch, (B,) integer; needed by the rules that treat classes differently.
+            Class indices of the whole batch, (B,) integer; needed by the rules that treat classes differently.
+        ascent
+            As ``closure``, for the losses from which perturbations are computed; by default the same. They are then
+            evaluated in a forward pass of their own.
+        first_row
+            The row of ``labels`` at which this process's closures begin: the batch is shared with other
+            :attr:`processes`, over which gradients are averaged. None: this process evaluates the whole batch.
 
         Returns
         -------
         Tensor
-            The mean loss at the point that was evaluated first, a detached scalar on the losses' device.
+            The mean loss of this process's examples where they were evaluated first, a detached scalar on the losses'
+            device.
 
         Raises
         ------
@@ -127,6 +163,54 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             If labels are missing, or the closure does not return (B,) losses with a graph. Weights, ``.grad`` and, with
             ``"first-pass"``, buffers are restored whatever the closure raises.
         """
+        self._check(closure, labels)
+        closures = [closure] if callable(closure) else list(closure)
+        ascents = None if ascent is None else [ascent] if callable(ascent) else list(ascent)
+        if not closures or (ascents is not None and len(ascents) != len(closures)):
+            raise LandscapeError(
+                f"{self.rule.name}: step needs as many closures of the ascent as of the descent, and at least one, got "
+                f"{0 if ascents is None else len(ascents)} and {len(closures)}: pass one for each piece of the batch"
+            )
+        is_local = first_row is not None and self.processes.size > 1 and self.perturbation_scope == "local"
+        params = [p for group in self.base.param_groups for p in group["params"] if p.requires_grad]
+        keeps_buffers = self.bn_statistics == "first-pass" and self.task.model is not None
+        passes = Passes(
+            params,
+            num_pieces=len(closures),
+            arithmetic=self.arithmetic,
+            processes=Processes() if first_row is None else self.processes,
+            rows=(first_row or 0, None if labels is None else len(labels)),
+            buffers=list(self.task.model.buffers()) if keeps_buffers and self.task.model is not None else (),
+        )
+        batch = Batch(
+            passes,
+            closures,
+            closures if is_local and ascents is None else ascents,
+            labels=None if labels is None else labels.long(),
+            names=self._names_of(params) if "names" in self.rule.needs else (),
+            task=self.task,
+            moment=Moment(self.epoch, self.num_epochs, self.generator),
+        )
+        batch.memory = dict(self.memory)
+        batch.copies = self._copies
+        batch.ascent_processes = Processes() if is_local else None
+        self.arithmetic.start_step(params)
+        try:
+            with torch.no_grad():
+                gradient = batch.total(self.rule.terms(batch))
+        finally:
+            batch.close()
+            self.num_forwards += passes.num_forwards
+            self.num_backwards += passes.num_backwards
+            self._copies = batch.copies
+        self.memory = batch.memory
+        if batch.shift is not None:
+            with torch.no_grad():
+                torch._foreach_add_(params, list(batch.shift))
+        self._base_step(params, gradient)
+        return passes.first_loss
+
+    def _check(self, closure: Closure | Sequence[Closure] | None, labels: Tensor | None) -> None:
         if closure is None:
             raise LandscapeError(f"{self.rule.name}: step needs a closure that returns per-example losses, got None")
         if labels is None and "labels" in self.rule.needs:
@@ -141,33 +225,6 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
                 f"{self.rule.name} changes during training, but the epoch is not known: "
                 "call start_epoch(epoch, num_epochs) before the first step of every epoch"
             )
-        params = [p for group in self.base.param_groups for p in group["params"] if p.requires_grad]
-        batch = Batch(
-            closure,
-            params,
-            None if labels is None else labels.long(),
-            names=self._names_of(params) if "names" in self.rule.needs else (),
-            task=self.task,
-            epoch=self.epoch,
-            num_epochs=self.num_epochs,
-            generator=self.generator,
-            keep_first_buffers=self.bn_statistics == "first-pass",
-        )
-        batch.memory = dict(self.memory)
-        try:
-            with torch.no_grad():
-                gradient = batch.total(self.rule.terms(batch))
-        finally:
-            batch.close()
-            self.num_forwards += batch.num_forwards
-            self.num_backwards += batch.num_backwards
-        self.memory = batch.memory
-        if batch.shift is not None:
-            with torch.no_grad():
-                torch._foreach_add_(params, list(batch.shift))
-        self._base_step(params, gradient)
-        assert batch.first_loss is not None
-        return batch.first_loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as for any torch optimizer."""
@@ -188,6 +245,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         }
         if self.memory:
             own["memory"] = dict(self.memory)
+        if self.arithmetic.scaler is not None:
+            own["scaler"] = self.arithmetic.scaler.state_dict()
         if "generator" in self.rule.needs:
             own |= {"generator_device": self.generator.device.type, "generator_state": self.generator.get_state()}
         return {**self.base.state_dict(), "neighbourhood": own}
@@ -216,6 +275,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         self.num_forwards, self.num_backwards = own["num_forwards"], own["num_backwards"]
         place = self.base.param_groups[0]["params"][0].device
         self.memory = {name: tensor.to(place) for name, tensor in own.get("memory", {}).items()}
+        if self.arithmetic.scaler is not None and own.get("scaler"):
+            self.arithmetic.scaler.load_state_dict(own["scaler"])
         self.generator = self._default_generator()
         device = own.get("generator_device")
         if device is not None and (device == "cpu" or torch.accelerator.is_available()):
@@ -241,8 +302,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         if any(id(p) not in self._names for p in params):
             raise LandscapeError(
                 f"{self.rule.name} needs the names of all parameters, but some have none: "
-                "pass model=... or model.named_parameters()"
-                + (", or choose variant='all-parameters'" if self.rule.name == "asam" else "")
+                "pass model=... or model.named_parameters(), or choose variant='all-parameters'"
             )
         return [self._names[id(p)] for p in params]
 
@@ -254,7 +314,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
                 p.grad = None
             for p, g in zip(params, gradient):
                 p.grad = g
-            self.base.step()
+            self.arithmetic.finish_step(self.base, params)
         finally:
             for p, grad in zip(everything, before):
                 p.grad = grad

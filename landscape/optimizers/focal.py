@@ -77,7 +77,7 @@ class FocalSAM:
         assert batch.labels is not None
         assert batch.task.class_counts is not None
         weights = self.class_weights(batch.task.class_counts)[batch.labels]
-        plain = (1 - weights).to(batch.losses().dtype)
-        flat = weights.to(plain.dtype)
+        plain, flat = (1 - weights).to(batch.dtype), weights.to(batch.dtype)
         rho = radius_at(self, batch.epoch, batch.num_epochs)
-        return [Term(plain), Term(flat, gradient_ascent(batch.gradient(flat), rho))]
+        (gradient,) = batch.gradients(flat, here=[plain])
+        return [Term(plain), Term(flat, gradient_ascent(gradient, rho))]

@@ -55,8 +55,9 @@ class ImbSAM:
     def terms(self, batch: Batch) -> list[Term]:
         """Return the head's loss at theta and the tail's at the end of its ascent step."""
         is_tail = batch.is_tail()
-        tail = is_tail.to(batch.losses().dtype) * self.tail_weight
-        return [Term(~is_tail), Term(tail, gradient_ascent(batch.gradient(tail), self.rho))]
+        head, tail = ~is_tail, is_tail.to(batch.dtype) * self.tail_weight
+        (gradient,) = batch.gradients(tail, here=[head])
+        return [Term(head), Term(tail, gradient_ascent(gradient, self.rho))]
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,14 @@ class SSESAM:
         """Return the head's and the tail's loss, each at the end of its own ascent step."""
         tail = batch.is_tail()
         head = ~tail
-        tail_term = Term(tail, gradient_ascent(batch.gradient(tail), self.rho_tail))
         if self._has_switched(batch) or self.rho_head == 0:
-            return [Term(head), tail_term]
-        return [Term(head, gradient_ascent(batch.gradient(head), self.rho_head)), tail_term]
+            (g_tail,) = batch.gradients(tail, here=[head])
+            return [Term(head), Term(tail, gradient_ascent(g_tail, self.rho_tail))]
+        g_head, g_tail = batch.gradients(head, tail)
+        return [
+            Term(head, gradient_ascent(g_head, self.rho_head)),
+            Term(tail, gradient_ascent(g_tail, self.rho_tail)),
+        ]
 
     def _has_switched(self, batch: Batch) -> bool:
         if self.gamma in (0, 1):
