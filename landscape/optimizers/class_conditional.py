@@ -106,9 +106,8 @@ class CCSAM:
         params: dict[str, Tensor] = {name: p for name, p in head.named_parameters() if p.requires_grad}
         if not params:
             raise LandscapeError("ccsam perturbs the classifier, but no parameter of the head requires a gradient")
-        visits = [_visit(piece, head) for piece in batch.ascent_pieces]
-        if not batch.is_shared:  # each piece runs again for its own gradient: its graph must not stay
-            visits = [visit.without_graph() for visit in visits]
+        # In pieces, each runs again for its own gradient: its graph must not stay while the others run.
+        visits = [_visit(piece, head, keeps_graph=batch.is_shared) for piece in batch.ascent_pieces]
         slots, is_member = class_slots(labels, min(len(labels), len(counts)))
         gradients = class_gradients(
             head,
@@ -168,12 +167,8 @@ class Visit:
     losses: Tensor
     at_logits: Tensor
 
-    def without_graph(self) -> Visit:
-        """Return the numbers alone."""
-        return Visit(self.features.detach(), self.losses.detach(), self.at_logits)
 
-
-def _visit(piece: Piece, head: nn.Module) -> Visit:
+def _visit(piece: Piece, head: nn.Module, *, keeps_graph: bool = True) -> Visit:
     with recorded_call(head) as call:
         losses = piece.run()
     features, logits = call.get()
@@ -186,6 +181,8 @@ def _visit(piece: Piece, head: nn.Module) -> Visit:
     # In the weights' precision, whatever the passes run in: only the head follows.
     with torch.enable_grad():
         features = features.to(losses.dtype)
+    if not keeps_graph:
+        features, losses = features.detach(), losses.detach()
     return Visit(features, losses, at_logits.to(losses.dtype))
 
 
