@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.checkpoint import write_checkpoint
 from landscape.threads import suitable_threads
 from landscape.training.evaluation import evaluate
+from landscape.training.execution import compiling, run_eagerly
 from landscape.training.feeding import batches_of
 from landscape.training.loop import begin_epoch, take_step
 from landscape.training.methods import MiniBatch
@@ -29,11 +30,12 @@ def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") ->
     evaluation; bytes are the saved activations of a batch, weights, gradients, momentum and the images on the device.
     """
     run = build_run(spec, resolve_device(device))
-    with suitable_threads(run.num_inputs):
+    with suitable_threads(run.num_inputs), compiling(spec.compile):
         ends = (*run.method.phases[1:], spec.epochs)
         measured = [_phase(run, first) for first in run.method.phases]
         start = time.perf_counter()
-        evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
+        with run_eagerly(spec.compile):
+            evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
         evaluation = time.perf_counter() - start
     training = sum(
         step * run.batches.num_batches * (end - first)

@@ -16,10 +16,12 @@ from torch import Tensor
 from landscape.checkpoint import write_checkpoint
 from landscape.data import Dataset
 from landscape.errors import LandscapeError
+from landscape.processes import Processes, joined_processes
 from landscape.randomness import stream
 from landscape.threads import suitable_threads
 from landscape.training import folder as files
 from landscape.training.evaluation import Evaluation, evaluate
+from landscape.training.execution import compiling, run_eagerly
 from landscape.training.feeding import batches_of
 from landscape.training.methods import MiniBatch
 from landscape.training.record import checkpoint_spec, run_record
@@ -27,6 +29,7 @@ from landscape.training.schedules import learning_rate
 from landscape.training.second_stages import first_folder, split_stages
 from landscape.training.setup import Run, build_run, resolve_device, set_training_mode
 from landscape.training.spec import TrainSpec
+from landscape.training.stepping import num_rows, step_on
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,9 @@ def train(
     Every random stream is found by the seed, its name and the epoch, and the state is written after every epoch, so on
     a CPU a run that was killed and resumed ends with the bits of one that was not (with the same number of threads: the
     order of a sum depends on it; small images use one). The global generators are not used.
+
+    Under ``torchrun`` several processes share every batch and average the gradients, so the steps are those of one
+    process, to rounding. BatchNorm sees each process's part of a batch alone, as it sees each of ``accumulate`` pieces.
 
     Parameters
     ----------
@@ -79,36 +85,60 @@ def train(
     LandscapeError
         If ``out`` cannot be written or holds another run, the device is not there, or the training diverges.
     """
-    if spec.second_stage is not None:
-        first, second = split_stages(spec)
-        train(first, first_folder(out), device=device, resume=resume, progress=progress)
-        return train(second, out, device=device, resume=resume, progress=progress)
     chosen = resolve_device(device)
-    out = files.prepare_folder(out)
+    with joined_processes(chosen) as processes:
+        if spec.second_stage is not None:
+            first, second = split_stages(spec)
+            train(first, first_folder(out), device=device, resume=resume, progress=progress)
+            return train(second, out, device=device, resume=resume, progress=progress)
+        return _train(spec, Path(out), chosen, resume=resume, processes=processes, progress=progress)
+
+
+def _train(
+    spec: TrainSpec,
+    out: Path,
+    device: torch.device,
+    *,
+    resume: bool,
+    processes: Processes,
+    progress: Progress | None,
+) -> Path:
+    """Train one stage; of several processes the first evaluates, writes and reports."""
+    if processes.is_first:
+        files.prepare_folder(out)
+    processes.wait()
     state = files.find_state(out, spec, resume=resume)
+    processes.wait()  # nobody writes before all have looked
+    shown = progress if processes.is_first else None
     if state is not None and state["finished"]:
         text = f"{out} holds this run already finished: nothing to do"
         logger.info(text)
-        if progress is not None:
-            progress(spec.epochs, spec.epochs, text)
+        if shown is not None:
+            shown(spec.epochs, spec.epochs, text)
         return out / files.CHECKPOINT
-    run = build_run(spec, chosen, folder=out)
+    run = build_run(spec, device, folder=out)
+    run.processes = run.optimizer.processes = processes
     if state is not None:
         _restore(run, state)
         logger.info("resuming %s after epoch %d of %d", out, len(run.history), spec.epochs)
-    with suitable_threads(run.num_inputs):
+    with suitable_threads(run.num_inputs), compiling(spec.compile):
         for epoch in range(len(run.history), spec.epochs):
             _run_epoch(run, epoch)
-            _write_epoch(run, out)
-            if progress is not None:
-                progress(epoch + 1, spec.epochs, _describe(run.history[-1]))
-        return _finish(run, out)
+            if processes.is_first:
+                _write_epoch(run, out)
+            if shown is not None:
+                shown(epoch + 1, spec.epochs, _describe(run.history[-1]))
+        if processes.is_first:
+            _finish(run, out)
+        processes.wait()
+        return out / files.CHECKPOINT
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
+    run.resources.load_state_dict(state["resources"])
     run.history.extend(state["history"])
 
 
@@ -119,21 +149,22 @@ def begin_epoch(run: Run, epoch: int) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     streams = f"training/epoch={epoch}"
+    # What is drawn for examples differs between processes, what is drawn for weights does not.
+    own = streams if run.processes.is_first else f"{streams}/process={run.processes.rank}"
     run.optimizer.start_epoch(epoch, spec.epochs, stream(spec.seed, f"{streams}/optimizer", device=run.device))
     run.objective.epoch = epoch
     if hasattr(run.objective.loss, "generator"):  # a loss that draws noise
-        noise = stream(spec.seed, f"{streams}/loss", device=run.device)
+        noise = stream(spec.seed, f"{own}/loss", device=run.device)
         setattr(run.objective.loss, "generator", noise)  # noqa: B010  (not every loss declares it)
     run.method.start_epoch(epoch)
-    run.drawing = stream(spec.seed, f"{streams}/method")
+    run.drawing = stream(spec.seed, f"{own}/method")
     set_training_mode(run)
     return lr
 
 
 def take_step(run: Run, batch: MiniBatch) -> Tensor:
     """Take one optimizer step on a batch; return the mean loss where the optimizer first evaluated it."""
-    closures = run.method.closures(batch)
-    loss = run.optimizer.step(closures.descent, closures.labels)
+    loss = step_on(run, batch)
     run.method.after_step()
     return loss
 
@@ -143,18 +174,26 @@ def _run_epoch(run: Run, epoch: int) -> None:
     spec, started = run.spec, time.perf_counter()
     lr = begin_epoch(run, epoch)
     # Summed on the device: reading a value back in every step would make the host wait for the device.
-    total = torch.zeros((), dtype=torch.float64, device=run.device)
+    total = torch.zeros(2, dtype=torch.float64, device=run.device)  # losses, examples
     num_images = 0
     for batch in batches_of(run, epoch):
-        total += take_step(run, batch).double() * len(batch.labels)
+        num = num_rows(run, len(batch.labels))
+        total[0] += take_step(run, batch).double() * num
+        total[1] += num
         num_images += len(batch.labels)
-    train_loss = total.item() / num_images
+    loss_sum, num_evaluated = run.processes.sum_(total).tolist()
+    train_loss = loss_sum / num_evaluated
     _require_finite(run, epoch, lr, train_loss)
+    # Running statistics are each process's own; those of the first are evaluated, stored and gone on with.
+    run.processes.share_first_([*run.model.buffers(), *run.method.buffers()])
     seconds = time.perf_counter() - started
+    run.resources.note_epoch(num_images, run.device)
 
     row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "seconds": seconds}
-    if (epoch + 1) % spec.evaluate_every == 0 or epoch + 1 == spec.epochs:
-        evaluation = evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
+    is_due = (epoch + 1) % spec.evaluate_every == 0 or epoch + 1 == spec.epochs
+    if is_due and run.processes.is_first:
+        with run_eagerly(spec.compile):
+            evaluation = evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
         row |= _test_columns(evaluation, run.dataset)
     run.history.append(row)
 
@@ -196,6 +235,7 @@ def _write_epoch(run: Run, out: Path) -> None:
         "model": run.model.state_dict(),
         "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
+        "resources": run.resources.state_dict(),
         "history": run.history,
     }
     files.write_state(out / files.STATE, state)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 from landscape.losses import Reweighting
@@ -28,7 +32,28 @@ class Objective(nn.Module):
         self.loss = loss
         self.reweighting = reweighting
         self.epoch = 0
+        self._whole: Tensor | None = None  # labels of the batch that is evaluated in parts
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses, (B,)."""
-        return self.reweighting.weigh(self.loss, logits, labels, self.epoch)
+        """Return the losses, (B,), in float32 whatever the network ran in."""
+        kind = logits.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._weighed(logits.float(), labels)
+        return self._weighed(logits, labels)
+
+    @contextmanager
+    def part_of(self, labels: Tensor) -> Iterator[None]:
+        """Evaluate parts of a batch inside, whose class weights are divided by their mean over the batch's ``labels``."""
+        self._whole = labels
+        try:
+            yield
+        finally:
+            self._whole = None
+
+    def _weighed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = self.reweighting.weigh(self.loss, logits, labels, self.epoch)
+        weights = self.reweighting.weights(self.epoch)
+        if self._whole is None or weights is None or getattr(self.loss, "weights_inside", False):
+            return losses
+        return losses * (weights[labels].mean() / weights[self._whole].mean()).to(losses.dtype)

@@ -67,17 +67,14 @@ def checkpoint_spec(run: Run) -> dict[str, Any]:
 def run_record(run: Run, *, is_finished: bool) -> dict[str, Any]:
     """Return what ``run.json`` holds: specification, checkpoint record, environment and timings."""
     seconds = [row["seconds"] for row in run.history]
-    num_images = run.batches.num_images * len(seconds)
     return {
         "finished": is_finished,
         "spec": run.spec.to_dict(),
         "checkpoint": checkpoint_spec(run),
         "environment": files.describe_environment(run.device),
         "timings": {
-            "num_epochs": len(seconds),
-            "seconds": sum(seconds),
-            "seconds_per_epoch": sum(seconds) / len(seconds),
-            "images_per_second": num_images / sum(seconds),
+            **run.resources.timings(seconds, run.device),
+            "num_processes": run.processes.size,
             "num_forwards": run.optimizer.num_forwards,
             "num_backwards": run.optimizer.num_backwards,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from landscape.layout import choose_parameters
 from landscape.losses import Reweighting, build_loss
 from landscape.models import build_model, find_head
 from landscape.optimizers import NeighbourhoodOptimizer, build_optimizer
+from landscape.processes import Processes
+from landscape.training.execution import compile_network, lay_out
 from landscape.training.methods import Method, Setting, build_method
 from landscape.training.objective import Objective
+from landscape.training.resources import Resources
 from landscape.training.spec import BASES, TrainSpec
 
 
@@ -36,6 +40,8 @@ class Run:
     optimizer: NeighbourhoodOptimizer
     batches: Batches
     history: list[dict[str, Any]]
+    processes: Processes = field(default_factory=Processes)
+    resources: Resources = field(default_factory=Resources)
     drawing: torch.Generator = field(default_factory=torch.Generator)  # of the method; the loop sets it in every epoch
 
     @property
@@ -45,9 +51,14 @@ class Run:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device to compute on; ``auto`` is the GPU if there is one; LandscapeError if it is not there."""
+    """Return the device to compute on; ``auto`` is the GPU if there is one; LandscapeError if it is not there.
+
+    Under ``torchrun`` each process of a machine has a GPU of its own.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
@@ -70,7 +81,8 @@ def build_run(
     if spec.start is not None:
         load_start(model, spec, folder)
     trained = choose_trainable(model, spec)
-    model = model.to(device)
+    num_inputs = spec.batch_size * math.prod(dataset.train.images.shape[1:])
+    model = lay_out(model.to(device), num_inputs=num_inputs, device=device, precision=spec.precision)
     loss = build_loss(spec.loss, dataset.train_counts, **spec.loss_options)
     reweighting = Reweighting(spec.reweight, dataset.train_counts, beta=spec.reweight_beta, start_epoch=spec.drw_epoch)
     objective = Objective(loss, reweighting).to(device)
@@ -96,8 +108,12 @@ def build_run(
         class_counts=dataset.train_counts,
         tail_classes=None if "eta" in spec.optimizer_options else dataset.groups.members["tail"] or None,
         bn_statistics=spec.bn_statistics,
+        precision=spec.precision,
         **spec.optimizer_options,
     )
+    if spec.compile:
+        is_watched = spec.method != "plain" or "head" in optimizer.rule.needs
+        compile_network(model, find_head(model)[1] if is_watched else None, device)
     return Run(
         spec=spec,
         dataset=dataset,
