@@ -302,7 +302,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         if any(id(p) not in self._names for p in params):
             raise LandscapeError(
                 f"{self.rule.name} needs the names of all parameters, but some have none: "
-                "pass model=... or model.named_parameters(), or choose variant='all-parameters'"
+                "pass model=... or model.named_parameters()"
+                + (", or choose variant='all-parameters'" if self.rule.name == "asam" else "")
             )
         return [self._names[id(p)] for p in params]
 
