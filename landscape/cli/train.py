@@ -9,6 +9,7 @@ import typer
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.terminal import ProgressLine, note, print_json, say, show_estimate, show_table, with_error
+from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,13 @@ def run(
     given again.
     """
     from landscape.pipeline import REPORT, RunSpec, estimate_run, run_everything
+    from landscape.processes import launched_processes
 
+    if launched_processes().size > 1:
+        raise LandscapeError(
+            f"landscape run analyses in one process, got {launched_processes().size}: start it without torchrun, "
+            "or train with landscape train"
+        )
     spec = RunSpec(
         train=opt.train_spec(given),
         optimizers=opt.parse_names(optimizers, "--optimizers"),
@@ -124,7 +131,11 @@ def train(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Train one model: OUT/checkpoint.safetensors, OUT/run.json, OUT/history.csv."""
+    """Train one model: OUT/checkpoint.safetensors, OUT/run.json, OUT/history.csv.
+
+    Under torchrun several processes share each batch, one per GPU.
+    """
+    from landscape.processes import launched_processes
     from landscape.training import estimate_training
     from landscape.training import train as train_model
 
@@ -138,6 +149,8 @@ def train(
         return
     with writing_to(out, is_file=False):
         path = train_model(spec, out, device=given["device"], resume=resume, progress=ProgressLine())
+    if not launched_processes().is_first:
+        return
     import pandas as pd
 
     last = pd.read_csv(out / "history.csv").iloc[-1]

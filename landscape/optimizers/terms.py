@@ -185,9 +185,9 @@ class Batch:
         terms at theta that follow; they are differentiated in the same pass where that is possible.
         """
         wanted = [*weights, *(here if self._ascent_gradients is self._gradients else ())]
-        missing = [w for w in wanted if id(w) not in self._ascent_gradients]
+        missing = {id(w): w for w in wanted if id(w) not in self._ascent_gradients}
         if missing:
-            self._differentiate(*missing, retain_graph=False)
+            self._differentiate(*missing.values(), retain_graph=False)
         return [self.gradient(w) for w in weights]
 
     def is_used(self) -> list[bool]:
