@@ -203,3 +203,16 @@ def test_empty_folders_of_the_user_survive_a_refusal(checkpoint, tmp_path):
     ):
         refuses(tmp_path, *arguments, match="tial.*tail")
     assert contents(tmp_path) == before
+
+
+def test_the_main_job_is_not_started_by_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refuses(
+        tmp_path,
+        "run",
+        *MLP,
+        "--out",
+        tmp_path / "out",
+        match="analyses in one process, got 2: start it without torchrun",
+    )
