@@ -41,7 +41,11 @@ def test_cosine_and_constant():
     assert {learning_rate("constant", epoch, num_epochs=4, lr=2.0) for epoch in range(4)} == {2.0}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+# Their published forms: a fifth of a cosine, and one whose last epoch has the rate 0.
+SLOW = {"gcl-stage2", "cosine-shifted"}
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name not in SLOW])
 def test_a_trial_of_one_or_two_epochs_runs_at_the_full_rate(schedule):
     """Scaled by their ends, the milestones would swallow such a run and train it at a ten-thousandth of the rate."""
     assert learning_rate(schedule, 0, num_epochs=1, lr=0.1) == 0.1
