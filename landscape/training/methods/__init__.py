@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from landscape.errors import LandscapeError, unknown_name
+from landscape.training.methods.adversarial_features import AdversarialFeatures
 from landscape.training.methods.mixture_consistency import GLMC
 from landscape.training.methods.parametric_contrast import GPaCo, PaCo
 from landscape.training.methods.plain import Plain
@@ -18,6 +19,7 @@ from landscape.training.methods.translation import M2m
 
 __all__ = [
     "METHODS",
+    "AdversarialFeatures",
     "Closures",
     "Method",
     "MiniBatch",
@@ -34,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "paco": PaCo,
     "gpaco": GPaCo,
     "glmc": GLMC,
+    "adversarial-features": AdversarialFeatures,
 }
 
 
