@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import tempfile
 import time
@@ -28,7 +27,7 @@ from landscape.risk import GroupAverage, LaneChoice, ModelRisk
 from landscape.risk.augmented import RedrawnRisk, require_fixed
 from landscape.risk.lanes import require_group_average
 from landscape.threads import suitable_threads
-from landscape.training import Progress, TrainSpec, estimate_training, train, untrained_checkpoint
+from landscape.training import Progress, TrainSpec, estimate_training, read_history, train, untrained_checkpoint
 
 Announce = Callable[[str], None]
 
@@ -314,7 +313,7 @@ def run_everything(
             {name: out / name / RESULTS for name in results},
             results,
             drawing,
-            histories={name: pd.read_csv(out / name / "history.csv") for name in results},
+            histories={name: read_history(out / name) for name in results},
             title=f"{spec.train.dataset}: {len(results)} optimizers compared",
             command=command,
             config={"run": _plain(spec)},
@@ -378,8 +377,7 @@ def combine(
 def _timings(out: Path, results: Mapping[str, Mapping[str, xr.Dataset]]) -> dict[str, float]:
     timings = {}
     for name, groups in results.items():
-        record = json.loads((out / name / "run.json").read_text())
-        timings[f"{name}: training, seconds"] = round(record["timings"]["seconds"], 2)
+        timings[f"{name}: training, seconds"] = round(float(read_history(out / name)["seconds"].sum()), 2)
         timings[f"{name}: analysis, seconds"] = round(float(groups["accuracy"].attrs["analysis_seconds"]), 2)
     return timings
 

@@ -22,7 +22,7 @@ from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.spectrum import SpectrumOptions, measure_spectrum
-from landscape.training import Stage, training_stages
+from landscape.training import Stage, epochs_done, training_stages
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,7 +44,7 @@ class Snapshot:
     path
         Its file.
     epoch
-        Epochs done: from its record, else from the file's name; None where neither says.
+        Epochs done, those of a first stage included: from its record, else from the file's name; None where neither says.
     sha256
         Hash of the file.
     record
@@ -67,8 +67,8 @@ class Snapshot:
         """Read what a checkpoint says about its epoch."""
         stored = read_checkpoint(path)
         record = stored.spec or {}
-        epoch = record.get("epoch")
-        if isinstance(epoch, bool) or not isinstance(epoch, int | float):
+        epoch = epochs_done(record)
+        if epoch is None:
             epoch = epoch_in_name(path)
         shapes = {n: tuple(t.shape) for n, t in stored.state_dict.items() if not n.endswith("num_batches_tracked")}
         return cls(Path(path), epoch, stored.sha256, record, shapes)

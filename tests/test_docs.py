@@ -37,7 +37,7 @@ from landscape.plan import PRESETS
 from landscape.reconstruction import RECONSTRUCTIONS
 from landscape.results import SCHEMA
 from landscape.spectrum import VERDICTS
-from landscape.training import METHODS, SCHEDULES
+from landscape.training import METHODS, SCHEDULES, SECOND_STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -189,6 +189,7 @@ def test_the_reference_lists_every_option(name):
         OPTIMIZERS,
         METHODS,
         SCHEDULES,
+        SECOND_STAGES,
         PRESETS,
         [entry.name for entry in CATALOGUE],
         SCHEMA,
@@ -206,6 +207,8 @@ def test_the_reference_lists_every_option(name):
         "optimizers",
         "methods",
         "schedules",
+        "second stages",
+        "methods",
         "presets",
         "figures",
         "results",

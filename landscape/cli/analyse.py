@@ -65,7 +65,13 @@ def _facts(stored: Any, architecture: Any) -> dict[str, Any]:
         "entries": sum(tensor.numel() for tensor in stored.state_dict.values()),
     }
     if stored.spec is not None:
-        facts |= {key: value for key, value in stored.spec.items() if key not in ("class_names", "accuracy", "groups")}
+        hidden = ("class_names", "accuracy", "groups", "started_from")
+        facts |= {key: value for key, value in stored.spec.items() if key not in hidden}
+        earlier = stored.spec.get("started_from") or {}
+        what = "first stage" if stored.spec.get("stage") else "started from"
+        facts |= {f"{what}, {key}": value for key, value in earlier.items() if key != "accuracy"}
+        if "all" in (earlier.get("accuracy") or {}):
+            facts[f"{what}, test accuracy"] = earlier["accuracy"]["all"]
     elif architecture is not None:
         facts["looks like"] = f"{architecture.model}, {architecture.num_classes} classes, {architecture.head} head"
     return facts

@@ -125,7 +125,21 @@ def training_options(
     batch_size: Annotated[int | None, option("--batch-size", "Examples per step.", MODEL)] = None,
     lr: Annotated[float | None, option("--lr", "Initial learning rate.", MODEL)] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", "L2 weight decay.", MODEL)] = None,
-    schedule: Annotated[str | None, option("--schedule", "ldam, multistep, cosine or constant.", MODEL)] = None,
+    schedule: Annotated[
+        str | None, option("--schedule", "ldam, multistep, ccsam, steps, cosine, constant and more.", MODEL)
+    ] = None,
+    schedule_option: Annotated[
+        list[str] | None, option("--schedule-option", "NAME=VALUE such as milestones=160,180; may be repeated.", MODEL)
+    ] = None,
+    head_lr_factor: Annotated[
+        float | None, option("--head-lr-factor", "Learning rate of the classifier over that of the rest.", MODEL)
+    ] = None,
+    test_time_flip: Annotated[
+        bool, option("--test-time-flip", "Also report the accuracy averaged over mirror images.", MODEL)
+    ] = False,
+    keep_best: Annotated[
+        bool, option("--keep-best", "Keep OUT/best.safetensors, the best epoch on the test images.", MODEL)
+    ] = False,
     model_option: Annotated[list[str] | None, option("--model-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
     start: Annotated[Path | None, option("--start", "Checkpoint whose weights training starts from.", MODEL)] = None,
     trainable: Annotated[
@@ -141,9 +155,12 @@ def training_options(
         str | None, option("--method", "How a batch becomes losses: plain, m2m, paco, gpaco, glmc.", MODEL)
     ] = None,
     method_option: Annotated[list[str] | None, option("--method-option", "NAME=VALUE; may be repeated.", MODEL)] = None,
-    second_stage: Annotated[str | None, option("--second-stage", "A second training on top: crt.", MODEL)] = None,
+    second_stage: Annotated[
+        str | None, option("--second-stage", "crt, tau-norm, lws, mislas, gcl, ccsam, deferred.", MODEL)
+    ] = None,
     second_option: Annotated[
-        list[str] | None, option("--second-option", "NAME=VALUE of the second stage, such as epochs=20.", MODEL)
+        list[str] | None,
+        option("--second-option", "NAME=VALUE of the second stage: epochs=20, optimizer_options.rho=0.1.", MODEL),
     ] = None,
     precision: Annotated[str | None, option("--precision", "float32, bfloat16 or float16 (mixed).", MODEL)] = None,
     compile: Annotated[bool, option("--compile", "Compile the network.", MODEL)] = False,
@@ -257,15 +274,17 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
 
 def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
     """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers, none, true and false become values."""
+    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers become numbers, none, true, false theirs."""
     settings: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise LandscapeError(f"{option}: expected NAME=VALUE such as rho=0.1, got '{pair}'")
-        number = _number(value.strip())
-        if isinstance(number, float) and not math.isfinite(number):
+        # What has commas is a list.
+        parts = [_number(part.strip()) for part in value.split(",") if part.strip() or "," not in value]
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
             raise LandscapeError(f"{option}: expected a finite number, got '{pair}'")
-        settings[key.strip().replace("-", "_")] = number
+        settings[key.strip().replace("-", "_")] = parts if "," in value else parts[0]
     return settings
 
 
@@ -313,9 +332,9 @@ def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
     names = ["dataset", "imbalance_ratio", "profile", "selection", "group_rule", "model", "head", "loss", "reweight"]
     names += ["base", "bn_statistics", "epochs", "batch_size", "lr", "weight_decay", "schedule", "seed", "optimizer"]
     names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "accumulate"]
-    names += ["relabel", "resize"]
+    names += ["relabel", "resize", "head_lr_factor"]
     chosen = {name: given[name] for name in names if given.get(name) is not None}
-    chosen |= {name: True for name in ("compile", "download") if given[name]}
+    chosen |= {name: True for name in ("compile", "download", "test_time_flip", "keep_best") if given[name]}
     paths = ("data_dir", "train_list", "test_list", "cache_dir", "start")
     chosen |= {name: str(given[name]) for name in paths if given[name] is not None}
     chosen |= {name: numbers for name in ("mean", "std") if (numbers := parse_numbers(given[name], f"--{name}"))}

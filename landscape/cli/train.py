@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -151,13 +153,21 @@ def train(
         path = train_model(spec, out, device=given["device"], resume=resume, progress=ProgressLine())
     if not launched_processes().is_first:
         return
-    import pandas as pd
+    show_accuracy(path, as_json=given["as_json"])
 
-    last = pd.read_csv(out / "history.csv").iloc[-1]
-    accuracy = {lane: float(last[f"test_accuracy/{lane}"]) for lane in GROUP_LANES}
-    if given["as_json"]:
-        print_json({"checkpoint": str(path), "test_accuracy": accuracy})
+
+def show_accuracy(path: Path, *, as_json: bool) -> None:
+    """Print the test accuracy of a training by group, of its last epoch and of its best one."""
+    reported = json.loads((path.parent / "run.json").read_text())["accuracy"]
+    if as_json:
+        values = reported["last_epoch"]["test_accuracy"]
+        accuracy = {lane: values.get(lane, float("nan")) for lane in GROUP_LANES}
+        print_json({"checkpoint": str(path), "test_accuracy": accuracy, "reported": reported})
         return
-    shown = ", ".join(f"{lane} {value:.3f}" for lane, value in accuracy.items())
-    say(f"test accuracy (exact mean over the test split): {shown}")
+    for name, what in (("last_epoch", "test accuracy"), ("best_epoch", "best epoch on the test images")):
+        for kind, how in (("test_accuracy", ""), ("test_flip_accuracy", ", with mirror images")):
+            if values := reported[name].get(kind):
+                shown = ", ".join(f"{lane} {values.get(lane, float('nan')):.3f}" for lane in GROUP_LANES)
+                epoch = f", {reported[name]['epoch']}" if name == "best_epoch" else ""
+                say(f"{what}{epoch}{how} (exact mean over the test split): {shown}")
     say(f"checkpoint: {path}")

@@ -6,23 +6,29 @@ from landscape.training.loop import Progress, train
 from landscape.training.methods import METHODS
 from landscape.training.objective import Objective
 from landscape.training.schedules import SCHEDULES, learning_rate
+from landscape.training.second_stages import SECOND_STAGES, read_history, split_stages, two_stages
 from landscape.training.setup import resolve_device
 from landscape.training.spec import TrainSpec
-from landscape.training.stages import Stage, training_stages
+from landscape.training.stages import Stage, epochs_done, training_stages
 
 __all__ = [
     "METHODS",
     "SCHEDULES",
+    "SECOND_STAGES",
     "Evaluation",
     "Objective",
     "Progress",
     "Stage",
     "TrainSpec",
+    "epochs_done",
     "estimate_training",
     "evaluate",
     "learning_rate",
+    "read_history",
     "resolve_device",
+    "split_stages",
     "train",
     "training_stages",
+    "two_stages",
     "untrained_checkpoint",
 ]

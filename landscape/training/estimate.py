@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.checkpoint import write_checkpoint
 from landscape.threads import suitable_threads
+from landscape.training.deployment import deployed
 from landscape.training.evaluation import evaluate
 from landscape.training.execution import compiling, run_eagerly
-from landscape.training.feeding import batches_of
+from landscape.training.feeding import batches_of, inputs_of
 from landscape.training.loop import begin_epoch, take_step
 from landscape.training.methods import MiniBatch
 from landscape.training.record import checkpoint_spec
+from landscape.training.second_stages import split_stages
 from landscape.training.setup import Run, build_run, resolve_device
 from landscape.training.spec import TrainSpec
 
@@ -28,8 +31,12 @@ def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") ->
 
     A warm-up step and a few timed ones are taken on a throw-away network, in each phase of the method, and one
     evaluation; bytes are the saved activations of a batch, weights, gradients, momentum and the images on the device.
+    Of two stages the sum of the seconds and the larger of the bytes.
     """
-    run = build_run(spec, resolve_device(device))
+    if spec.second_stage is not None:
+        stages = [estimate_training(stage, device=device) for stage in split_stages(spec)]
+        return sum(seconds for seconds, _ in stages), max(size for _, size in stages)
+    run = build_run(_unstarted(spec), resolve_device(device))
     with suitable_threads(run.num_inputs), compiling(spec.compile):
         ends = (*run.method.phases[1:], spec.epochs)
         measured = [_phase(run, first) for first in run.method.phases]
@@ -41,7 +48,7 @@ def estimate_training(spec: TrainSpec, *, device: str | torch.device = "cpu") ->
         step * run.batches.num_batches * (end - first)
         for (step, _), first, end in zip(measured, run.method.phases, ends)
     )
-    seconds = training + evaluation * math.ceil(spec.epochs / spec.evaluate_every)
+    seconds = training + evaluation * max(math.ceil(spec.epochs / spec.evaluate_every), 1)
     stored = sum(split.images.numel() for split in (run.dataset.train, run.dataset.test) if split.is_resident)
     return seconds, max(activations for _, activations in measured) + _weight_bytes(run) + stored
 
@@ -72,8 +79,21 @@ def _weight_bytes(run: Run) -> int:
 
 def untrained_checkpoint(spec: TrainSpec, folder: str | Path) -> Path:
     """Write the checkpoint of a network as initialised: the stand-in by which an analysis is estimated."""
-    run = build_run(spec, torch.device("cpu"))
-    return write_checkpoint(Path(folder) / "untrained.safetensors", run.model.state_dict(), checkpoint_spec(run))
+    if spec.second_stage is not None:
+        spec = split_stages(spec)[1]
+    run = build_run(_unstarted(spec), torch.device("cpu"))
+    return write_checkpoint(Path(folder) / "untrained.safetensors", _plain(run).state_dict(), checkpoint_spec(run))
+
+
+def _plain(run: Run) -> nn.Module:
+    return deployed(run, lambda: inputs_of(run, 0))
+
+
+def _unstarted(spec: TrainSpec) -> TrainSpec:
+    """Return the run without the weights it starts from, which a first stage has not written yet."""
+    if spec.start is None:
+        return spec
+    return replace(spec, start=None, reinitialise_head=False, tau=None, epochs=max(spec.epochs, 1))
 
 
 def _saved_bytes(run: Run, batch: MiniBatch) -> int:

@@ -67,6 +67,7 @@ def evaluate(
     *,
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     batch_size: int = 512,
+    flip: bool = False,
 ) -> Evaluation:
     """Measure loss and accuracy of each class, without augmentation, in evaluation mode.
 
@@ -84,6 +85,8 @@ def evaluate(
         Per-example loss, (B, C) logits and (B,) labels to (B,); by default cross-entropy.
     batch_size
         Images per forward pass; changes nothing but speed and the rounding of a matrix product.
+    flip
+        Whether the logits are the mean of those of the image and of its mirror image (ImbSAM, SSE-SAM, released code).
 
     Returns
     -------
@@ -96,7 +99,8 @@ def evaluate(
     with evaluation_mode(*modules):
         for stored, own in split.in_order(batch_size):
             images, labels = stored.to(reference.device), own.to(reference.device)
-            logits = model(dataset.normalise(images, dtype=reference.dtype))
+            inputs = dataset.normalise(images, dtype=reference.dtype)
+            logits = (model(inputs) + model(inputs.flip(3))) / 2 if flip else model(inputs)
             losses = (criterion or _cross_entropy)(logits, labels)
             hits = logits.argmax(dim=1) == labels
             sums.index_add_(1, labels, torch.stack([losses.double(), hits.double(), torch.ones_like(losses).double()]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from landscape.randomness import stream
 from landscape.training.methods import MiniBatch
 from landscape.training.setup import Run
@@ -24,3 +26,8 @@ def batches_of(run: Run, epoch: int) -> Iterator[MiniBatch]:
     others = run.batches.views(stream(seed, f"{streams}/partner-batches"), augmentations=augmentations, order=partners)
     for (views, targets), (partner_views, partner_targets) in zip(batches, others):
         yield MiniBatch(views, targets, run.drawing, partner_views, partner_targets)
+
+
+def inputs_of(run: Run, epoch: int) -> Iterator[Tensor]:
+    """Return the inputs of the batches of an epoch."""
+    return (batch.views[0] for batch in batches_of(run, epoch))

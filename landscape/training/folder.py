@@ -19,6 +19,7 @@ from landscape.errors import LandscapeError
 from landscape.training.spec import TrainSpec
 
 CHECKPOINT, RECORD, HISTORY, STATE = "checkpoint.safetensors", "run.json", "history.csv", "state.pt"
+BEST = "best.safetensors"  # the best epoch on the test images
 
 
 def snapshot_name(epoch: int) -> str:

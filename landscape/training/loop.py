@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.checkpoint import write_checkpoint
 from landscape.data import Dataset
@@ -20,14 +20,15 @@ from landscape.processes import Processes, joined_processes
 from landscape.randomness import stream
 from landscape.threads import suitable_threads
 from landscape.training import folder as files
+from landscape.training.deployment import deployed, set_training_mode
 from landscape.training.evaluation import Evaluation, evaluate
 from landscape.training.execution import compiling, run_eagerly
-from landscape.training.feeding import batches_of
+from landscape.training.feeding import batches_of, inputs_of
 from landscape.training.methods import MiniBatch
-from landscape.training.record import checkpoint_spec, run_record
+from landscape.training.record import best_row, checkpoint_spec, run_record
 from landscape.training.schedules import learning_rate
 from landscape.training.second_stages import first_folder, split_stages
-from landscape.training.setup import Run, build_run, resolve_device, set_training_mode
+from landscape.training.setup import Run, build_run, resolve_device
 from landscape.training.spec import TrainSpec
 from landscape.training.stepping import num_rows, step_on
 
@@ -66,8 +67,9 @@ def train(
         Folder for ``checkpoint.safetensors`` (the last epoch's weights), ``history.csv`` (per epoch: learning rate,
         training loss as the optimizer saw it, seconds, and on the test images the unweighted training loss and the
         accuracy of ``all``, ``head``, ``medium``, ``tail`` and each class), ``run.json`` (spec, versions, environment,
-        timings), with ``snapshot_every`` also ``epoch-0010.safetensors`` and so on; while it runs, ``state.pt``. The
-        first of two stages has a folder ``stage-1`` of its own in it.
+        timings), with ``snapshot_every`` also ``epoch-0010.safetensors`` and so on, with ``keep_best`` also
+        ``best.safetensors``; while it runs, ``state.pt``. The first of two stages has a folder ``stage-1`` of its own in
+        it.
     device
         ``cpu``, ``cuda``, ``auto`` or a torch device.
     resume
@@ -87,11 +89,9 @@ def train(
     """
     chosen = resolve_device(device)
     with joined_processes(chosen) as processes:
-        if spec.second_stage is not None:
-            first, second = split_stages(spec)
-            train(first, first_folder(out), device=device, resume=resume, progress=progress)
-            return train(second, out, device=device, resume=resume, progress=progress)
-        return _train(spec, Path(out), chosen, resume=resume, processes=processes, progress=progress)
+        if spec.second_stage is None:
+            return _train(spec, Path(out), chosen, resume=resume, processes=processes, progress=progress)
+        return _train_both(spec, Path(out), chosen, resume=resume, processes=processes, progress=progress)
 
 
 def _train(
@@ -120,9 +120,13 @@ def _train(
     run.processes = run.optimizer.processes = processes
     if state is not None:
         _restore(run, state)
-        logger.info("resuming %s after epoch %d of %d", out, len(run.history), spec.epochs)
+        logger.info("resuming %s after epoch %d of %d", out, run.epochs_done, spec.epochs)
     with suitable_threads(run.num_inputs), compiling(spec.compile):
-        for epoch in range(len(run.history), spec.epochs):
+        if spec.epochs == 0:
+            run.history.append({"epoch": 0, "lr": 0.0, "seconds": 0.0, **_evaluated(run, 0)})
+            if shown is not None:
+                shown(0, 0, _describe(run.history[-1]))
+        for epoch in range(run.epochs_done, spec.epochs):
             _run_epoch(run, epoch)
             if processes.is_first:
                 _write_epoch(run, out)
@@ -134,20 +138,50 @@ def _train(
         return out / files.CHECKPOINT
 
 
+def _train_both(
+    spec: TrainSpec,
+    out: Path,
+    device: torch.device,
+    *,
+    resume: bool,
+    processes: Processes,
+    progress: Progress | None,
+) -> Path:
+    """Train the two stages of a specification, one after the other."""
+    first, second = split_stages(spec)
+    # Another run in the way is found before the first stage trains, not after it.
+    if processes.is_first:
+        files.prepare_folder(out)
+    processes.wait()
+    files.find_state(out, second, resume=resume)
+    total = first.epochs + second.epochs
+
+    def shown(stage: str, before: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, _, text: progress(before + done, total, f"{stage}: {text}")
+
+    later = shown(str(second.stage), first.epochs)
+    _train(first, first_folder(out), device, resume=resume, processes=processes, progress=shown("stage 1", 0))
+    return _train(second, out, device, resume=resume, processes=processes, progress=later)
+
+
 def _restore(run: Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.resources.load_state_dict(state["resources"])
+    run.companion.load_state_dict(state["companion"])
     run.history.extend(state["history"])
 
 
 def begin_epoch(run: Run, epoch: int) -> float:
     """Set learning rate, noise streams and modes for an epoch; return the learning rate."""
     spec = run.spec
-    lr = learning_rate(spec.schedule, epoch, num_epochs=spec.epochs, lr=spec.lr)
+    lr = learning_rate(spec.schedule, epoch, num_epochs=spec.epochs, lr=spec.lr, **spec.schedule_options)
+    lr = run.companion.learning_rate(lr, epoch=epoch, num_epochs=spec.epochs, lr=spec.lr)
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
     streams = f"training/epoch={epoch}"
     # What is drawn for examples differs between processes, what is drawn for weights does not.
     own = streams if run.processes.is_first else f"{streams}/process={run.processes.rank}"
@@ -186,16 +220,35 @@ def _run_epoch(run: Run, epoch: int) -> None:
     _require_finite(run, epoch, lr, train_loss)
     # Running statistics are each process's own; those of the first are evaluated, stored and gone on with.
     run.processes.share_first_([*run.model.buffers(), *run.method.buffers()])
+    run.companion.end_epoch(epoch, spec.epochs)
     seconds = time.perf_counter() - started
     run.resources.note_epoch(num_images, run.device)
 
     row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, "train_loss": train_loss, "seconds": seconds}
     is_due = (epoch + 1) % spec.evaluate_every == 0 or epoch + 1 == spec.epochs
     if is_due and run.processes.is_first:
-        with run_eagerly(spec.compile):
-            evaluation = evaluate(run.model, run.dataset.test, run.dataset, criterion=run.objective.loss)
-        row |= _test_columns(evaluation, run.dataset)
+        row |= _evaluated(run, epoch)
     run.history.append(row)
+
+
+def _evaluated(run: Run, epoch: int) -> dict[str, float]:
+    """Evaluate the network of an epoch on the test images; return the columns of the history."""
+    with run_eagerly(run.spec.compile):
+        network, test = _network_of(run, epoch), run.dataset.test
+        columns = _test_columns(evaluate(network, test, run.dataset, criterion=run.objective.loss), run.dataset)
+        if not run.spec.test_time_flip:
+            return columns
+        flipped = _test_columns(evaluate(network, test, run.dataset, flip=True), run.dataset)
+        return columns | {
+            k.replace("test_", "test_flip_"): v for k, v in flipped.items() if k.startswith("test_accuracy")
+        }
+
+
+def _network_of(run: Run, epoch: int) -> nn.Module:
+    """Return the network to evaluate and to write after an epoch, made once."""
+    if run.network is None or run.network[0] != epoch:
+        run.network = epoch, deployed(run, lambda: inputs_of(run, epoch))
+    return run.network[1]
 
 
 def _require_finite(run: Run, epoch: int, lr: float, train_loss: float) -> None:
@@ -218,24 +271,27 @@ def _test_columns(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
 
 
 def _describe(row: dict[str, Any]) -> str:
-    text = f"train loss {row['train_loss']:.4f}"
+    parts = [f"train loss {row['train_loss']:.4f}"] if "train_loss" in row else []
     if "test_accuracy/all" in row:
         lanes = [lane for lane in ("all", "head", "medium", "tail") if f"test_accuracy/{lane}" in row]
-        text += ", test accuracy " + ", ".join(f"{lane} {row[f'test_accuracy/{lane}']:.3f}" for lane in lanes)
-    return text
+        parts.append("test accuracy " + ", ".join(f"{lane} {row[f'test_accuracy/{lane}']:.3f}" for lane in lanes))
+    return ", ".join(parts)
 
 
 def _write_epoch(run: Run, out: Path) -> None:
-    epoch = len(run.history)
+    epoch = run.epochs_done
     # Before the state, so that a run killed in between writes it again.
     if run.spec.is_snapshot(epoch):
-        write_checkpoint(out / files.snapshot_name(epoch), run.model.state_dict(), checkpoint_spec(run))
+        network = _network_of(run, epoch - 1)
+        write_checkpoint(out / files.snapshot_name(epoch), network.state_dict(), checkpoint_spec(run))
+    _keep_best(run, out)
     state = {
         "spec": json.dumps(run.spec.to_dict()),
         "model": run.model.state_dict(),
         "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "resources": run.resources.state_dict(),
+        "companion": run.companion.state_dict(),
         "history": run.history,
     }
     files.write_state(out / files.STATE, state)
@@ -243,8 +299,18 @@ def _write_epoch(run: Run, out: Path) -> None:
     files.write_record(out / files.RECORD, run_record(run, is_finished=False))
 
 
+def _keep_best(run: Run, out: Path) -> None:
+    """Write the network of this epoch if it is the best one on the test images so far."""
+    if run.spec.keep_best and best_row(run.history) is run.history[-1]:
+        network = _network_of(run, run.epochs_done - 1)
+        write_checkpoint(out / files.BEST, network.state_dict(), checkpoint_spec(run))
+
+
 def _finish(run: Run, out: Path) -> Path:
-    path = write_checkpoint(out / files.CHECKPOINT, run.model.state_dict(), checkpoint_spec(run))
+    network = _network_of(run, max(run.epochs_done - 1, 0))
+    path = write_checkpoint(out / files.CHECKPOINT, network.state_dict(), checkpoint_spec(run))
+    if run.epochs_done == 0:
+        _keep_best(run, out)
     files.write_history(out / files.HISTORY, run.history)
     files.write_record(out / files.RECORD, run_record(run, is_finished=True))
     (out / files.STATE).unlink(missing_ok=True)  # last: whatever failed before can be resumed

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.checkpoint import load_weights, read_checkpoint
 from landscape.data import Batches, Dataset, build_sampler
@@ -18,9 +17,11 @@ from landscape.errors import LandscapeError
 from landscape.layout import choose_parameters
 from landscape.losses import Reweighting, build_loss
 from landscape.models import build_model, find_head
-from landscape.optimizers import NeighbourhoodOptimizer, build_optimizer
+from landscape.optimizers import OPTIMIZERS, Companion, NeighbourhoodOptimizer, accompany, build_optimizer
 from landscape.processes import Processes
+from landscape.randomness import stream
 from landscape.training.execution import compile_network, lay_out
+from landscape.training.heads import SCALE, add_scale, tau_normalise
 from landscape.training.methods import Method, Setting, build_method
 from landscape.training.objective import Objective
 from landscape.training.resources import Resources
@@ -38,11 +39,21 @@ class Run:
     objective: Objective
     method: Method
     optimizer: NeighbourhoodOptimizer
+    companion: Companion
     batches: Batches
     history: list[dict[str, Any]]
     processes: Processes = field(default_factory=Processes)
     resources: Resources = field(default_factory=Resources)
+    started_from: dict[str, Any] | None = (
+        None  # what the checkpoint says about itself from whose weights the run started
+    )
+    network: tuple[int, nn.Module] | None = None  # an epoch, and the network that was evaluated after it
     drawing: torch.Generator = field(default_factory=torch.Generator)  # of the method; the loop sets it in every epoch
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are trained."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
 
     @property
     def num_inputs(self) -> int:
@@ -77,12 +88,20 @@ def build_run(
     data set where it has been loaded before.
     """
     dataset = dataset or spec.load_data()
-    model = build_network(spec, dataset)
-    if spec.start is not None:
-        load_start(model, spec, folder)
-    trained = choose_trainable(model, spec)
+    model = build_network(spec, dataset, seed=spec.seed)
+    if spec.reinitialise_head:
+        # Another draw than the one that a first stage with this seed began with.
+        own = stream(spec.seed, "training/reinitialised-head")
+        drawn = build_network(spec, dataset, seed=int(torch.randint(2**31, (), generator=own)))
+        find_head(model)[1].load_state_dict(find_head(drawn)[1].state_dict())
+    started_from = None if spec.start is None else load_start(model, spec, folder)
+    if spec.scale_head:
+        add_scale(find_head(model)[1])
+    choose_trainable(model, spec)
     num_inputs = spec.batch_size * math.prod(dataset.train.images.shape[1:])
     model = lay_out(model.to(device), num_inputs=num_inputs, device=device, precision=spec.precision)
+    # Before the optimizer is built: it may replace parameters.
+    companion = accompany(OPTIMIZERS[spec.optimizer](**spec.optimizer_options), model)
     loss = build_loss(spec.loss, dataset.train_counts, **spec.loss_options)
     reweighting = Reweighting(spec.reweight, dataset.train_counts, beta=spec.reweight_beta, start_epoch=spec.drw_epoch)
     objective = Objective(loss, reweighting).to(device)
@@ -99,8 +118,7 @@ def build_run(
     method = build_method(spec.method, setting, **spec.method_options).to(device)
     optimizer = build_optimizer(
         spec.optimizer,
-        [(name, p) for name, p in model.named_parameters() if name in trained]
-        + [(f"method.{name}", p) for name, p in method.named_parameters() if p.requires_grad],
+        parameter_groups(model, method, spec),
         base=BASES[spec.base],
         base_options=spec.base_options,
         model=model,
@@ -122,6 +140,7 @@ def build_run(
         objective=objective,
         method=method,
         optimizer=optimizer,
+        companion=companion,
         batches=Batches(
             dataset,
             batch_size=spec.batch_size,
@@ -130,23 +149,27 @@ def build_run(
             sampler=build_sampler(spec.sampler, **spec.sampler_options),
         ),
         history=[],
+        started_from=started_from,
     )
 
 
-def build_network(spec: TrainSpec, dataset: Dataset) -> nn.Module:
-    """Return the network as initialised by the run's seed, on the CPU."""
+def build_network(spec: TrainSpec, dataset: Dataset, *, seed: int) -> nn.Module:
+    """Return the network as initialised by a seed, on the CPU."""
     return build_model(
         spec.model,
         num_classes=dataset.num_classes,
         in_channels=dataset.train.images.shape[1],
         image_size=dataset.image_size,
         head=spec.resolved_head,
-        seed=spec.seed,
+        seed=seed,
     )
 
 
-def load_start(model: nn.Module, spec: TrainSpec, folder: Path | None) -> None:
-    """Load the weights that the run starts from; with ``reinitialise_head`` the classifier stays as initialised."""
+def load_start(model: nn.Module, spec: TrainSpec, folder: Path | None) -> dict[str, Any]:
+    """Load the weights that the run starts from and return what their file says about itself.
+
+    With ``reinitialise_head`` the classifier stays as initialised, with ``tau`` it is tau-normalised.
+    """
     assert spec.start is not None
     path = Path(spec.start).expanduser()
     if folder is not None and (folder / path).exists():
@@ -158,26 +181,33 @@ def load_start(model: nn.Module, spec: TrainSpec, folder: Path | None) -> None:
         own = {name: tensor for name, tensor in fresh.items() if name.startswith(f"{head}.")}
         checkpoint = replace(checkpoint, state_dict=kept | own)
     load_weights(model, checkpoint)
+    if spec.tau is not None:
+        tau_normalise(find_head(model)[1], spec.tau, bias=spec.tau_bias)
+    return checkpoint.spec or {}
 
 
-def choose_trainable(model: nn.Module, spec: TrainSpec) -> set[str]:
-    """Hold fixed what ``spec.trainable`` does not choose; return the names of what is trained."""
+def choose_trainable(model: nn.Module, spec: TrainSpec) -> None:
+    """Hold fixed what ``spec.trainable`` does not choose."""
     if spec.trainable == "all":
-        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    chosen = set(choose_parameters(dict(model.named_parameters()), spec.trainable, head_name=find_head(model)[0]))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    return chosen
-
-
-def set_training_mode(run: Run) -> None:
-    """Put everything in training mode; normalisation layers whose weights are held fixed as the specification says."""
-    run.model.train()
-    run.objective.train()
-    run.method.train()
-    if run.spec.frozen_batchnorm == "update":
         return
-    for layer in run.model.modules():
-        own = list(layer.parameters(recurse=False))
-        if isinstance(layer, _BatchNorm) and not any(p.requires_grad for p in own):
-            layer.eval()
+    head, named = find_head(model)[0], dict(model.named_parameters())
+    if spec.trainable == "head-scale":
+        chosen = {f"{head}.{SCALE}" if head else SCALE}
+    else:
+        chosen = set(choose_parameters(named, spec.trainable, head_name=head))
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+
+
+def parameter_groups(model: nn.Module, method: Method, spec: TrainSpec) -> list[Any]:
+    """Return what is trained, in groups if the classifier has a learning rate of its own: ``lr_factor`` times the run's."""
+    named = [*model.named_parameters(), *((f"method.{name}", p) for name, p in method.named_parameters())]
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if spec.head_lr_factor == 1:
+        return trained
+    head = {id(parameter) for name, parameter in find_head(model)[1].named_parameters() if name != SCALE}
+    groups = [
+        {"params": [(name, p) for name, p in trained if id(p) not in head], "lr_factor": 1.0},
+        {"params": [(name, p) for name, p in trained if id(p) in head], "lr_factor": float(spec.head_lr_factor)},
+    ]
+    return [group for group in groups if group["params"]]

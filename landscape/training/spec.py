@@ -18,17 +18,19 @@ from landscape.models import MODELS
 from landscape.optimizers import OPTIMIZERS, build_optimizer
 from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
 from landscape.training.methods import METHODS, check_combination, check_method
-from landscape.training.schedules import SCHEDULES
+from landscape.training.schedules import check_schedule
 
 BASES: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 HEADS = ("auto", "linear", "cosine")
 REWEIGHTINGS = ("none", "cb", "drw")
 BN_STATISTICS = ("every-pass", "first-pass")
 FROZEN_BATCHNORM = ("update", "frozen")
+TAU_BIAS = ("drop", "keep")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 OPTIONS = (
     "model_options", "loss_options", "method_options", "second_options", "optimizer_options", "sampler_options",
+    "schedule_options",
 )  # fmt: skip
 AUTO: Any = None  # stands for the data set's entry in DEFAULTS until the spec is built
 
@@ -50,13 +52,23 @@ class TrainSpec:
     start
         Checkpoint file whose weights the training starts from, absolute or relative to the run's folder.
     trainable
-        Which parameters are trained: ``all`` (that require a gradient), ``head``, ``backbone``, ``prompts`` or another
-        choice of :func:`landscape.layout.choose_parameters`. The others are held fixed.
+        Which parameters are trained: ``all`` (that require a gradient), ``head``, ``backbone``, ``prompts``,
+        ``head-scale`` (with ``scale_head``) or another choice of :func:`landscape.layout.choose_parameters`. The others
+        are held fixed.
     reinitialise_head
         Whether the classifier is drawn anew, with ``start``.
     frozen_batchnorm
-        What normalisation layers do whose weights are held fixed: ``update`` their running statistics (as released
-        for cRT, MiSLAS and CC-SAM), or stay ``frozen`` (GCL).
+        What normalisation layers do whose weights are held fixed: ``update`` normalises with the batch and updates the
+        running statistics, which thereby follow the sampler (MiSLAS's shifted BatchNorm; cRT, LWS and CC-SAM as released);
+        ``frozen`` keeps and uses the running statistics (GCL, MiSLAS on CIFAR-10-LT). Dropout is active in either case.
+    tau, tau_bias
+        Power of tau-normalisation of the classifier that was loaded, None for none, and whether its bias is ``drop``
+        (as released) or ``keep``; see :mod:`landscape.training.heads`.
+    scale_head
+        Whether each class's logit has a factor that is trained along, from 1; checkpoints hold it in the classifier's
+        weights.
+    head_lr_factor
+        Learning rate of the classifier's weights and bias, relative to that of the other parameters.
     head
         ``linear``, ``cosine``, or ``auto``: cosine for the losses that are defined on cosines.
     loss, loss_options
@@ -82,7 +94,10 @@ class TrainSpec:
     lr, momentum, weight_decay
         Of the base optimizer; lr and weight_decay per data set. AdamW ignores momentum.
     batch_size, epochs, schedule
-        Per data set; the schedule is a name in ``SCHEDULES`` and scales with the epochs.
+        Per data set; the schedule is a name in ``SCHEDULES`` and scales with the epochs. With ``start``, 0 epochs leave the
+        weights as they are loaded.
+    schedule_options
+        Options of the schedules that have some, see :func:`learning_rate`.
     bn_statistics
         Whether every forward pass of a step updates BatchNorm's running statistics, or only the first.
     seed
@@ -99,6 +114,14 @@ class TrainSpec:
         Pieces that a batch is cut into, whose gradients are summed: the memory of one piece, the step of the batch.
     evaluate_every
         Epochs between two evaluations on the test images; the last epoch is always evaluated.
+    test_time_flip
+        Whether evaluations report beside the usual accuracy that of the mean logits of each image and its mirror image
+        (ImbSAM, SSE-SAM).
+    keep_best
+        Whether ``best.safetensors`` keeps the weights of the epoch with the best accuracy on the test images: what several
+        papers report and start their second stage from, and a selection on the test set.
+    stage
+        Name of the second stage that this run is; set by :func:`landscape.training.split_stages`.
     snapshot_every
         Epochs between two snapshots ``epoch-0010.safetensors``, complete checkpoints: the first epoch, every N-th and the
         last are kept; 0 keeps none.
@@ -135,6 +158,10 @@ class TrainSpec:
     trainable: str = "all"
     reinitialise_head: bool = False
     frozen_batchnorm: Literal["update", "frozen"] = "update"
+    tau: float | None = None
+    tau_bias: Literal["drop", "keep"] = "drop"
+    scale_head: bool = False
+    head_lr_factor: float = 1.0
     head: Literal["auto", "linear", "cosine"] = "auto"
     loss: str = "ce"
     loss_options: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +182,7 @@ class TrainSpec:
     batch_size: int = AUTO
     epochs: int = AUTO
     schedule: str = AUTO
+    schedule_options: dict[str, Any] = field(default_factory=dict)
     bn_statistics: Literal["every-pass", "first-pass"] = "every-pass"
     seed: int = 0
     augment: bool = True
@@ -165,6 +193,9 @@ class TrainSpec:
     compile: bool = False
     accumulate: int = 1
     evaluate_every: int = 1
+    test_time_flip: bool = False
+    keep_best: bool = False
+    stage: str | None = None
     snapshot_every: int = 0
 
     def __post_init__(self) -> None:
@@ -176,9 +207,9 @@ class TrainSpec:
             "reweight": ("reweighting", dict.fromkeys(REWEIGHTINGS)),
             "optimizer": ("optimizer", OPTIMIZERS),
             "base": ("base optimizer", BASES),
-            "schedule": ("schedule", SCHEDULES),
             "bn_statistics": ("BatchNorm rule", dict.fromkeys(BN_STATISTICS)),
             "frozen_batchnorm": ("rule for frozen BatchNorm", dict.fromkeys(FROZEN_BATCHNORM)),
+            "tau_bias": ("rule for the bias", dict.fromkeys(TAU_BIAS)),
             "method": ("method", METHODS),
             "sampler": ("sampler", SAMPLERS),
             "precision": ("precision", dict.fromkeys(PRECISIONS)),
@@ -198,12 +229,24 @@ class TrainSpec:
         self._check_options()
 
     def _check_numbers(self) -> None:
-        whole = {"epochs": 1, "batch_size": 1, "evaluate_every": 1, "snapshot_every": 0, "seed": 0, "accumulate": 1}
+        least_epochs = 1 if self.start is None else 0
+        whole = {
+            "epochs": least_epochs,
+            "batch_size": 1,
+            "evaluate_every": 1,
+            "snapshot_every": 0,
+            "seed": 0,
+            "accumulate": 1,
+        }
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LandscapeError(f"expected {name} to be a whole number >= {least}, got {value!r}")
-        for name in ("lr", "momentum", "weight_decay", "drw_start", "mixup"):
+        for name in ("reinitialise_head", "scale_head", "test_time_flip", "keep_best"):
+            if not isinstance(getattr(self, name), bool):
+                raise LandscapeError(f"expected {name} to be true or false, got {getattr(self, name)!r}")
+        numbers = ["lr", "momentum", "weight_decay", "drw_start", "mixup", "head_lr_factor"]
+        for name in [*numbers, *(["tau"] if self.tau is not None else [])]:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise LandscapeError(f"expected {name} to be a finite number >= 0, got {value!r}")
@@ -217,6 +260,8 @@ class TrainSpec:
 
     def _check_options(self) -> None:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
+        check_schedule(self.schedule, self.schedule_options)
+        self._check_head()
         check_method(self.method, self.method_options)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
         class_balanced_weights([1, 1], self.reweight_beta)
@@ -236,6 +281,21 @@ class TrainSpec:
             **self.optimizer_options,
         )
         check_combination(self.method, vars(self), optimizer=self.optimizer, needs=optimizer.rule.needs)
+
+    def _check_head(self) -> None:
+        """Refuse what a cosine head cannot hold and what there is nothing to apply to."""
+        if self.tau is not None and self.start is None:
+            raise LandscapeError("tau-normalisation needs trained weights: give --start, or --second-stage tau-norm")
+        if self.resolved_head == "cosine" and self.tau is not None:
+            raise LandscapeError(
+                "tau-normalisation of a cosine head changes nothing, it normalises its weights: train with --head linear"
+            )
+        if self.resolved_head == "cosine" and self.scale_head:
+            raise LandscapeError(
+                "a cosine head cannot hold a scale per class, it normalises its weights: train with --head linear"
+            )
+        if self.trainable == "head-scale" and not self.scale_head:
+            raise LandscapeError("trainable 'head-scale' needs scale_head, which puts a scale on each class's logit")
 
     def load_data(self) -> Dataset:
         """Load the data set this run trains on."""
