@@ -29,6 +29,7 @@ OWNERS = {
     "sampler": "sampler",
     "method": "method",
     "second": "second_stage",
+    "schedule": "schedule",
     "optimizer": "optimizer",
 }
 

@@ -106,7 +106,7 @@ CIFAR100_RECIPES: dict[str, Recipe] = {
     "cifar100-lt/mislas": Recipe(
         "Zhong et al., MiSLAS, CVPR 2021",
         "released configurations; the authors' README recommends weight decay 5e-4",
-        {**MISLAS, "second_options": {"loss_options": {"smooth_head": 0.4, "smooth_tail": 0.1}}},
+        MISLAS,
         (
             *at_ratios(SLIDE, r200=42.33, r100=47.50, r50=52.62),
             *at_ratios(MISLAS_README, r10=63.2, r50=52.3, r100=47.0),
@@ -123,7 +123,7 @@ CIFAR100_RECIPES: dict[str, Recipe] = {
     "cifar100-lt/cc-sam": Recipe(
         "Zhou et al., CC-SAM, CVPR 2023",
         "released configuration, both stages; our bounded radius instead of its noise_ratio of 1e-6",
-        {**CCSAM, "optimizer_options": {"flat_ratio": 0.5}, "second_options": {"method_options": {"up_limit": 0.3}}},
+        {**CCSAM, "optimizer_options": {"flat_ratio": 0.5}},
         (
             *at_ratios(SLIDE, r200=45.66, r100=50.83, r50=53.91),
             by_groups(RERUN, (61.5, 50.8, 29.7, 48.0), 100),
