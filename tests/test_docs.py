@@ -208,7 +208,6 @@ def test_the_reference_lists_every_option(name):
         "methods",
         "schedules",
         "second stages",
-        "methods",
         "presets",
         "figures",
         "results",
