@@ -12,6 +12,8 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 
+WORDS = ("all", "trainable", "head", "backbone", "prompts")  # choices of parameters that are no regular expressions
+
 
 @dataclass(frozen=True)
 class ParameterLayout:
@@ -87,37 +89,87 @@ def choose_parameters(named: Mapping[str, Tensor], choice: str, *, head_name: st
         All parameters of a model by dotted name.
     choice
         ``"all"`` (also what training held fixed), ``"trainable"`` (those with ``requires_grad``), ``"head"`` (the
-        classifier), ``"backbone"`` (all but the classifier), or a regular expression that is searched for in each name.
+        classifier), ``"backbone"`` (all but classifier and prompts), ``"prompts"``, or a regular expression that is
+        searched for in each name; several of these words, and one expression among them, are joined by ``+``:
+        ``"prompts+head"``, ``"layer4+head"``.
     head_name
         Dotted name of the classifier module, None where the model has none that is recognised.
+
+    Returns
+    -------
+    dict
+        The chosen ones, in the model's order.
 
     Raises
     ------
     LandscapeError
         If the choice is malformed or selects nothing.
+
+    Examples
+    --------
+    >>> named = {name: torch.zeros(1) for name in ("prompts", "blocks.0.weight", "head.weight")}
+    >>> list(choose_parameters(named, "head+prompts", head_name="head"))
+    ['prompts', 'head.weight']
     """
+    chosen = {name for part in _parts(choice) for name in _choose(named, part, choice, head_name)}
+    return {name: tensor for name, tensor in named.items() if name in chosen}
+
+
+def is_prompt(name: str) -> bool:
+    """Return whether a parameter of this dotted name holds prompts: ours, GNM-PT's or VPT's."""
+    return "prompt" in name.rpartition(".")[2].lower()
+
+
+def _parts(choice: str) -> list[str]:
+    """Return the words of a union, taken off both ends; what is left may be an expression with a ``+`` of its own."""
+    first: list[str] = []
+    last: list[str] = []
+    while True:
+        word, plus, rest = choice.partition("+")
+        if plus and rest and word in WORDS:
+            first, choice = [*first, word], rest
+            continue
+        rest, plus, word = choice.rpartition("+")
+        if plus and rest and word in WORDS:
+            last, choice = [word, *last], rest
+            continue
+        return [*first, choice, *last]
+
+
+def _choose(named: Mapping[str, Tensor], choice: str, whole: str, head_name: str | None) -> list[str]:
+    """Return the names of one part of a choice."""
     if choice == "all":
-        return dict(named)
+        return list(named)
     if choice == "trainable":
-        trainable = {name: t for name, t in named.items() if t.requires_grad}
+        trainable = [name for name, t in named.items() if t.requires_grad]
         if not trainable:
-            raise LandscapeError("--params trainable: every parameter of the model is frozen; use --params all")
+            raise LandscapeError(f"--params {whole}: every parameter of the model is frozen; use --params all")
         return trainable
+    if choice == "prompts":
+        prompts = [name for name in named if is_prompt(name)]
+        if not prompts:
+            raise LandscapeError(f"--params {whole}: the model has no prompts; choose head, backbone or all")
+        return prompts
     if choice in ("head", "backbone"):
         if head_name is None:
             raise LandscapeError(
-                f"--params {choice} needs a model whose last layer is linear; give a regular expression instead"
+                f"--params {whole} needs a model whose last layer is linear; give a regular expression instead"
             )
         prefix = f"{head_name}." if head_name else ""  # "": the model is its own classifier
-        part = {name: t for name, t in named.items() if name.startswith(prefix) == (choice == "head")}
+        is_head = {name: name.startswith(prefix) for name in named}
+        part = [n for n in named if (is_head[n] if choice == "head" else not is_head[n] and not is_prompt(n))]
         if not part:
-            raise LandscapeError(f"--params {choice}: the model has nothing but its head; use --params all")
+            raise LandscapeError(f"--params {whole}: the model has nothing but its head; use --params all")
         return part
+    return _matching(named, choice)
+
+
+def _matching(named: Mapping[str, Tensor], choice: str) -> list[str]:
     try:
         pattern = re.compile(choice)
     except re.error as error:
         raise LandscapeError(f"--params: '{choice}' is not a regular expression ({error})") from None
-    chosen = {name: t for name, t in named.items() if pattern.search(name)}
+    chosen = [name for name in named if pattern.search(name)]
     if not chosen:
         shown = ", ".join(list(named)[:4])
         raise LandscapeError(f"--params: '{choice}' matches none of the {len(named)} parameters ({shown}, ...)")

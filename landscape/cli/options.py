@@ -274,8 +274,10 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
 
 
 def parse_settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers, none, true and false become values."""
-    """Return ``["rho=0.1", "variant=official"]`` as a dictionary; numbers become numbers, none, true, false theirs."""
+    """Return ``["rho=0.1", "variant=official"]`` as a dictionary.
+
+    Numbers become numbers, none, true and false what they say; what has commas becomes a list.
+    """
     settings: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition("=")

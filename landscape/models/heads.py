@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from landscape.errors import LandscapeError
+
+HEAD_NAME = "landscape_head"  # attribute of a model whose classifier is not the last linear layer registered
+HeadFactory = Callable[[int], nn.Module]  # from the number of features to the classifier
 
 
 class NormedLinear(nn.Module):
@@ -38,6 +43,11 @@ class NormedLinear(nn.Module):
         return f"in_features={self.weight.shape[0]}, num_classes={self.weight.shape[1]}"
 
 
+def mark_head(model: nn.Module, name: str) -> None:
+    """Record the dotted name of a model's classifier for :func:`find_head`; copies of the model keep it."""
+    setattr(model, HEAD_NAME, name)
+
+
 def is_cosine_head(module: nn.Module) -> bool:
     """Return whether a module is a :class:`NormedLinear`, ours or a class of that name with one matrix as weight."""
     if isinstance(module, NormedLinear):
@@ -49,6 +59,8 @@ def is_cosine_head(module: nn.Module) -> bool:
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the dotted name and the module of the classifier: the last linear or cosine layer that is registered.
 
+    A model of another library may register it earlier; :func:`mark_head` says where it stands.
+
     Raises
     ------
     LandscapeError
@@ -59,6 +71,9 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     ('2', Linear(in_features=8, out_features=3, bias=True))
     """
+    marked = getattr(model, HEAD_NAME, None)
+    if isinstance(marked, str):
+        return marked, model.get_submodule(marked)
     heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_cosine_head(m)]
     if not heads:
         raise LandscapeError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from landscape.models.initialisation import draw_default
 
 
 class BasicBlock(nn.Module):
@@ -66,6 +69,56 @@ class ResNet(nn.Module):
         out = functional.relu(self.bn1(self.conv1(images)))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(out.mean(dim=(2, 3)))
+
+
+class BBNResNet(nn.Module):
+    """The ResNet-32 of BBN as CC-SAM trains it: 30 layers deep, and two blocks that nothing reads.
+
+    Parameters
+    ----------
+    head
+        The classifier, from 64 features; stored as ``classifier.fc``.
+    in_channels
+        Channels of the images.
+    unused_blocks
+        Whether the blocks ``cb_block`` and ``rb_block`` exist. BBN puts one of them behind the last stage of four blocks;
+        CC-SAM's release builds both and calls neither. No loss depends on their 147,968 parameters: they get no
+        gradient, stay as drawn, and give a Hessian of all parameters as many zero eigenvalues. Without them a released
+        checkpoint does not load.
+
+    Notes
+    -----
+    Sources: Zhou et al., *BBN*, CVPR 2020; Zhou et al., *Class-Conditional Sharpness-Aware Minimization*, CVPR 2023,
+    released code (``models/ResNet32Feature.py``): He-normal convolutions, torch's default for the classifier. The
+    release returns features beside the logits; here only the logits come back.
+    """
+
+    num_features = 64
+
+    def __init__(self, head: nn.Module, *, in_channels: int, unused_blocks: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 5, stride=1)
+        self.layer2 = _stage(16, 32, 5, stride=2)
+        self.layer3 = _stage(32, 64, 4, stride=2)
+        if unused_blocks:
+            self.cb_block = BasicBlock(64, 64, 1)
+            self.rb_block = BasicBlock(64, 64, 1)
+        self.classifier = nn.ModuleDict({"fc": head})
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, in_channels, H, W) -> (B, num_classes)
+        """Return the logits."""
+        out = functional.relu(self.bn1(self.conv1(images)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.classifier["fc"](out.mean(dim=(2, 3)))
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw the weights as the release does."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, generator=generator)
+        draw_default(self.classifier["fc"], generator)
 
 
 def _stage(in_planes: int, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
