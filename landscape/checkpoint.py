@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.models import MODELS, find_head
+from landscape.models import find_head, infer_model
 from landscape.results import writing_atomically
 
 METADATA_KEY = "landscape"
 CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net")
-PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, wrappers of training scripts, torch.compile
+# DataParallel, wrappers of training scripts, torch.compile, the encoder of ImbSAM and SSE-SAM
+PREFIXES = ("module.", "model.", "_orig_mod.", "encoder.")
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,6 @@ class Checkpoint:
     spec: dict[str, Any] | None
     sha256: str
     container: str
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the shapes of a state dict say about the network: arguments for :func:`landscape.models.build_model`."""
-
-    model: str
-    in_channels: int
-    num_classes: int
-    head: str
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -117,7 +108,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint: ours, a plain safetensors file, or a torch file of others.
 
     In a torch file the weights may lie bare or under one of ``state_dict``, ``model``, ``model_state``,
-    ``model_state_dict``, ``net``; the prefixes ``module.``, ``model.``, ``_orig_mod.`` go when all names share them.
+    ``model_state_dict``, ``net``; the prefixes ``module.``, ``model.``, ``_orig_mod.``, ``encoder.`` go when all names share them.
 
     Parameters
     ----------
@@ -302,41 +293,3 @@ def _mismatch_hint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 def _shorten(names: list[str], limit: int = 4) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture | None:
-    """Recognise our CIFAR ResNets by the names and shapes of their tensors.
-
-    The depth is 6n + 2 for n blocks in each of ``layer1``, ``layer2``, ``layer3``. A classifier with a bias is linear,
-    weight (classes, features); one without is a cosine head, weight (features, classes).
-
-    Parameters
-    ----------
-    state_dict
-        Names without wrappers' prefixes, as :func:`read_checkpoint` returns them.
-
-    Returns
-    -------
-    Architecture or None
-        None if it is none of ours.
-    """
-    stem, weight = state_dict.get("conv1.weight"), state_dict.get("linear.weight")
-    if stem is None or weight is None or stem.shape[2:] != (3, 3) or weight.ndim != 2:
-        return None
-    found = [re.match(r"(layer\d+)\.(\d+)\.conv1\.weight$", name) for name in state_dict]
-    blocks = [match[1] for match in found if match]
-    num_blocks = blocks.count("layer1")
-    if sorted(blocks) != sorted(["layer1", "layer2", "layer3"] * num_blocks):
-        return None
-    model = f"resnet{6 * num_blocks + 2}"
-    if model not in MODELS:
-        return None
-    is_linear = "linear.bias" in state_dict
-    num_classes = weight.shape[0] if is_linear else weight.shape[1]
-    return Architecture(model, stem.shape[1], num_classes, "linear" if is_linear else "cosine")
-
-
-def infer_model(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Return the registered name of the network these tensors belong to, or None (see :func:`infer_architecture`)."""
-    architecture = infer_architecture(state_dict)
-    return architecture.model if architecture else None

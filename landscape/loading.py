@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from landscape.checkpoint import Checkpoint, infer_architecture, load_weights, read_checkpoint
+from landscape.checkpoint import Checkpoint, load_weights, read_checkpoint
 from landscape.data import Dataset, Split, load_dataset
 from landscape.data.augmentation import TRANSFORMS, find_transform, frozen_draws
 from landscape.data.decoding import draw_crops
 from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss
-from landscape.models import build_model
+from landscape.models import build_model, infer_architecture
 from landscape.randomness import stream
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.augmented import RedrawnRisk
@@ -38,7 +38,13 @@ SplitName = Literal["train", "test"]
 AugmentChoice = Literal["none", "frozen", "redraw"]
 
 # What a checkpoint's record may hold where it is used, and the arguments of load_dataset in it.
-RECORD_TYPES: dict[str, type] = {"model": str, "head": str, "loss": str, "loss_options": dict}
+RECORD_TYPES: dict[str, type] = {
+    "model": str,
+    "model_options": dict,
+    "head": str,
+    "loss": str,
+    "loss_options": dict,
+}
 RECIPE_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "data_dir", "profile", "selection", "group_rule"), str),
     **dict.fromkeys(("train_list", "test_list", "relabel"), str),
@@ -76,7 +82,8 @@ class CheckpointSource:
     calibration_examples
         How many of these images, at most: every point of a recalibrated surface costs a pass over them.
     params
-        ``all``, ``head``, ``backbone`` or a regular expression.
+        A choice of :func:`landscape.layout.choose_parameters`: ``all``, ``trainable``, ``head``, ``backbone``, ``prompts``, a
+        regular expression, or several joined by ``+``.
     dtype, device
         ``float32`` or ``float64``; ``auto``, ``cpu`` or ``cuda``.
     """
@@ -203,12 +210,18 @@ def _build(source: CheckpointSource, checkpoint: Checkpoint, spec: dict[str, Any
             f"{source.path} does not record its model: name it with --model, for example --model resnet32"
         )
     head: Any = source.head or spec.get("head") or (guess.head if guess else "linear")
+    options: dict[str, Any] = {}
+    if name == spec.get("model"):
+        options = spec.get("model_options") or {}
+    elif guess and name == guess.model:
+        options = dict(guess.options)
     return build_model(
         name,
         num_classes=dataset.num_classes,
         in_channels=dataset.test.images.shape[1],
         image_size=dataset.image_size,
         head=head,
+        **{name: value for name, value in options.items() if name != "pretrained"},  # the file has the weights
     )
 
 

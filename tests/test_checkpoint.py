@@ -10,15 +10,12 @@ import torch
 from torch import nn
 
 from landscape.checkpoint import (
-    Architecture,
-    infer_architecture,
-    infer_model,
     load_weights,
     read_checkpoint,
     write_checkpoint,
 )
 from landscape.errors import LandscapeError
-from landscape.models import build_model
+from landscape.models import Architecture, build_model, infer_architecture, infer_model
 
 SPEC = {"model": "resnet20", "num_classes": 10, "seed": 0}
 

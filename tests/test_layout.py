@@ -64,6 +64,49 @@ def test_choices(choice, names):
     assert list(choose_parameters(tensors(), choice, head_name="fc")) == names
 
 
+PROMPTED = ["cls_token", "prompts", "blocks.0.weight", "blocks.1.weight", "prompt_learner.weight", "head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "numbers"),
+    [
+        ("prompts", [1]),
+        ("head", [5]),
+        ("backbone", [0, 2, 3, 4]),
+        ("prompts+head", [1, 5]),
+        ("head+prompts", [1, 5]),
+        ("head+head", [5]),
+        ("backbone+head+prompts", [0, 1, 2, 3, 4, 5]),
+        ("blocks.1+head", [3, 5]),
+        ("prompts+blocks.1+head", [1, 3, 5]),
+        (r"head+blocks\.\d+\.w", [2, 3, 5]),  # an expression may have a plus of its own
+        (r"blocks\.\d+\.w", [2, 3]),
+        ("hea+d", [5]),
+        ("head+", [5]),  # nothing to join: an expression
+        ("trainable+prompts", [1, 5]),
+    ],
+)
+def test_unions_of_choices(choice, numbers):
+    """In the model's order, whatever theirs."""
+    named = {name: torch.zeros(1, requires_grad=name == "head.weight") for name in PROMPTED}
+    chosen = choose_parameters(named, choice, head_name="head")
+    assert list(chosen) == [PROMPTED[number] for number in numbers]
+    assert all(chosen[name] is named[name] for name in chosen)
+
+
+@pytest.mark.parametrize("name", ["prompts", "Prompt_Tokens", "enc.prompt_embeddings", "deep_prompt_embeddings"])
+def test_prompts_of_released_codes_are_prompts(name):
+    named = {name: torch.zeros(1), "prompt_proj.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
+    assert list(choose_parameters(named, "prompts", head_name="head")) == [name]
+
+
+def test_a_union_that_cannot_be_is_named_whole():
+    with pytest.raises(LandscapeError, match=r"--params prompts\+head: the model has no prompts"):
+        choose_parameters(tensors(), "prompts+head", head_name="fc")
+    with pytest.raises(LandscapeError, match="'nothing' matches none of the 4 parameters"):
+        choose_parameters(tensors(), "head+nothing", head_name="fc")
+
+
 def test_a_prefix_is_not_the_head():
     """A layer called fc2 is not part of a head called fc."""
     named = {"fc.weight": torch.zeros(1), "fc2.weight": torch.zeros(1)}

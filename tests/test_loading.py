@@ -160,6 +160,42 @@ def test_bad_sources_name_the_offence(ours, options, message):
         load_risk(ours, **options)
 
 
+def test_a_model_is_rebuilt_with_its_recorded_options(tmp_path):
+    sizes = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
+    options = {**sizes, "num_prompts": 3, "head_dropout": 0.2}
+    task = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    model = build_model("vit-b16-gnm", head="cosine", seed=4, **task, **options)
+    record = spec(model="vit-b16-gnm", head="cosine", model_options=options)
+    path = write_checkpoint(tmp_path / "vit.safetensors", model.state_dict(), record)
+    loaded = load_checkpoint(CheckpointSource(path)).model
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+    assert loaded.head_dropout.p == 0.2
+    for params, names in (("prompts+head", ("prompts", "head.weight")), ("trainable", ("prompts", "head.weight"))):
+        assert load_risk(path, params=params, max_per_class=2).layout.names == names
+    write_checkpoint(path, model.state_dict(), record | {"model_options": [8]})
+    with pytest.raises(LandscapeError, match=r"its record cannot be used, 'model_options' is \[8\]"):
+        load_risk(path)
+    write_checkpoint(path, model.state_dict(), record | {"model_options": {"prompts": 3}})
+    with pytest.raises(LandscapeError, match="unknown option of model 'vit-b16-gnm' 'prompts'"):
+        load_risk(path)
+
+
+def test_weights_are_not_downloaded_for_a_checkpoint_that_has_them(tmp_path, monkeypatch):
+    asked = []
+    model = network()
+    monkeypatch.setattr("landscape.loading.build_model", lambda name, **options: asked.append(options) or model)
+    record = spec(model="timm:resnet18", model_options={"pretrained": True})
+    load_checkpoint(CheckpointSource(write_checkpoint(tmp_path / "a.safetensors", model.state_dict(), record)))
+    assert [set(options) for options in asked] == [{"num_classes", "in_channels", "image_size", "head"}]
+
+
+def test_a_network_of_others_is_recognised_with_its_sizes(tmp_path):
+    model = build_model("resnet50-imagenet", num_classes=10, in_channels=1, image_size=8, width=4)
+    torch.save({f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "w.pth")
+    loaded = load_checkpoint(CheckpointSource(tmp_path / "w.pth", dataset="digits-lt")).model
+    assert torch.equal(loaded.layer3[5].conv2.weight, model.layer3[5].conv2.weight)
+
+
 def test_a_model_that_is_not_named_anywhere(foreign):
     with pytest.raises(LandscapeError, match=r"b\.pth does not record its model: name it with --model"):
         load_checkpoint(CheckpointSource(foreign, dataset="digits-lt"))

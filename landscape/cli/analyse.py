@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 @opt.takes(opt.data_options, opt.examples_options, opt.augment_options, split="test")
 def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
     """Show what is in a checkpoint: architecture, how it was trained, loss and accuracy per class and group."""
-    from landscape.checkpoint import infer_architecture, read_checkpoint
+    from landscape.checkpoint import read_checkpoint
     from landscape.diagnosis import measure_accuracy
     from landscape.loading import load_checkpoint, risk_of
+    from landscape.models import infer_architecture
 
     stored = read_checkpoint(checkpoint)
     facts = _facts(stored, infer_architecture(stored.state_dict))

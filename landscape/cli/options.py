@@ -92,7 +92,10 @@ def data_options(
     mean: Annotated[str | None, option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
     std: Annotated[str | None, option("--std", "Input standard deviation per channel.", DATA)] = None,
     model: Annotated[
-        str | None, option("--model", "mlp, convnet, resnet20, resnet32, resnet44, resnet56 or resnet110.", MODEL)
+        str | None,
+        option(
+            "--model", "Such as convnet, resnet32, resnet50-imagenet, vit-b16-gnm, torchvision:NAME, timm:NAME.", MODEL
+        ),
     ] = None,
     head: Annotated[str | None, option("--head", "linear or cosine.", MODEL)] = None,
     device: Annotated[str, option("--device", "auto, cpu or cuda.", check=_known_device)] = "auto",
@@ -206,7 +209,12 @@ def lanes_options(
 
 def weights_options(
     params: Annotated[
-        str, option("--params", "all, trainable, head, backbone or a regular expression.", ANALYSIS)
+        str,
+        option(
+            "--params",
+            "all, trainable, head, backbone, prompts, a regular expression, or several joined by +.",
+            ANALYSIS,
+        ),
     ] = "all",
     dtype: Annotated[str, option("--dtype", "float32 or float64.", ANALYSIS)] = "float32",
     seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,

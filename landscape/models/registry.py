@@ -176,7 +176,10 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     if colon and library in LIBRARIES:
         return partial(LIBRARIES[library], name=within)
     if name not in MODELS:
-        raise unknown_name("model", name, [*MODELS, *(f"{library}:NAME" for library in LIBRARIES)])
+        variants = [
+            known for known in MODELS if known.startswith(f"{name}-")
+        ]  # resnet50 is resnet50-imagenet, not resnet56
+        raise unknown_name("model", name, variants or [*MODELS, *(f"{library}:NAME" for library in LIBRARIES)])
     return MODELS[name]
 
 

@@ -73,7 +73,8 @@ class ModelRisk:
     loss
         A name in :data:`landscape.losses.LOSSES`, or a callable (logits (B, C), labels (B,)) -> (B,) per example.
     params
-        ``"all"``, ``"trainable"``, ``"head"``, ``"backbone"`` or a regular expression on parameter names.
+        ``"all"``, ``"trainable"``, ``"head"``, ``"backbone"``, ``"prompts"``, a regular expression on parameter names, or
+        several joined by ``+``, see :func:`landscape.layout.choose_parameters`.
     transform
         Optional map (stored inputs, dtype) -> model inputs, applied chunk by chunk.
     dtype

@@ -6,10 +6,24 @@ from torch import nn
 
 from landscape.errors import LandscapeError
 from landscape.losses import build_loss
-from landscape.models import MODELS, NormedLinear, build_model, find_head, is_cosine_head
+from landscape.models import (
+    MODELS,
+    NormedLinear,
+    build_model,
+    check_model,
+    find_head,
+    is_cosine_head,
+    model_options,
+)
 from landscape.randomness import stream
 
 SHAPES = [(1, 8), (3, 32)]
+VIT = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
+# Options that make the large networks small.
+SMALL = {"resnet34-cifar": {"width": 4}, "resnet50-imagenet": {"width": 4}, "resnet152-imagenet": {"width": 2}}
+SMALL |= {"resnext50-imagenet": {"width": 16}, "vit-b16": VIT, "vit-b16-gnm": VIT, "vit-b16-vpt": VIT}
+HEADS = {"resnet32-bbn": "classifier.fc", "vit-b16": "head", "vit-b16-gnm": "head", "vit-b16-vpt": "head"}
+HEADS |= dict.fromkeys((name for name in SMALL if name.startswith("resne")), "fc")
 
 
 def images(channels, size, count=4):
@@ -20,7 +34,8 @@ def images(channels, size, count=4):
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_maps_images_to_logits(name, head, channels, size):
-    model = build_model(name, num_classes=7, in_channels=channels, image_size=size, head=head)
+    options = SMALL.get(name, {})
+    model = build_model(name, num_classes=7, in_channels=channels, image_size=size, head=head, **options)
     with torch.no_grad():
         logits = model(images(channels, size))
     assert logits.shape == (4, 7)
@@ -28,7 +43,7 @@ def test_every_model_maps_images_to_logits(name, head, channels, size):
     assert model.training
     assert (logits.abs() <= 1 + 1e-6).all() or head == "linear"
     head_name, module = find_head(model)
-    assert head_name == "linear"
+    assert head_name == HEADS.get(name, "linear")
     assert is_cosine_head(module) == (head == "cosine")
 
 
@@ -81,10 +96,11 @@ def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet20"])
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet20", "resnet32-bbn", *SMALL])
 def test_weights_follow_the_seed_and_leave_the_global_generator(name, head):
     def weights(seed):
-        model = build_model(name, num_classes=10, in_channels=1, image_size=8, head=head, seed=seed)
+        options = SMALL.get(name, {})
+        model = build_model(name, num_classes=10, in_channels=1, image_size=8, head=head, seed=seed, **options)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     before = torch.get_rng_state()
@@ -180,9 +196,40 @@ def test_no_head_is_reported():
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"in_channels": -1}, "in_channels must be at least 1, got -1"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"name": "resnet50"}, "unknown model 'resnet50': did you mean 'resnet50-imagenet'"),
+        ({"name": "torchvison:resnet50"}, "unknown model 'torchvison:resnet50': did you mean 'torchvision:NAME'"),
+        ({"width": 3}, r"unknown option of model 'mlp' 'width': known: \(none\)"),
+        ({"name": "resnet20", "num_blocks": 5}, r"unknown option of model 'resnet20' 'num_blocks': known: \(none\)"),
+        (
+            {"name": "resnext50-imagenet", "width": 8},
+            "width: expected a multiple of 16 for groups of 4 channels, got 8",
+        ),
+        ({"name": "resnet50-imagenet", "width": 0}, "width: expected a whole number of at least 1, got 0"),
+        ({"name": "resnet32-bbn", "unused_blocks": 1}, "unused_blocks: expected true or false, got 1"),
+        ({"name": "vit-b16", "promts": 3}, "unknown option of model 'vit-b16' 'promts'"),
+        ({"name": "vit-b16"}, "image_size: expected a multiple of patch_size 16, got 8: resize the images"),
+        ({"name": "vit-b16", **VIT, "num_heads": 3}, "width: expected a multiple of num_heads 3, got 8"),
+        ({"name": "vit-b16", **VIT, "depth": 0.5}, "depth: expected a whole number of at least 1, got 0.5"),
+        ({"name": "vit-b16-vpt", **VIT, "num_prompts": 0}, "num_prompts: expected a whole number of at least 1, got 0"),
+        (
+            {"name": "vit-b16-gnm", **VIT, "head_dropout": 1},
+            "dropout: expected a share of at least 0 and below 1, got 1",
+        ),
+        ({"name": "vit-b16-gnm", **VIT, "train_backbone": "yes"}, "train_backbone: expected true or false, got 'yes'"),
     ],
 )
 def test_bad_requests_are_refused(changes, message):
     arguments = {"name": "mlp", "num_classes": 10, "in_channels": 1, "image_size": 8} | changes
     with pytest.raises(LandscapeError, match=message):
         build_model(arguments.pop("name"), **arguments)
+
+
+def test_options_are_known_without_building():
+    assert model_options("resnet32") == ()
+    assert model_options("resnext50-imagenet") == ("width",)
+    assert model_options("timm:vit_base_patch16_224") == ("pretrained",)  # whether or not timm is installed
+    assert {"num_prompts", "head_dropout", "depth"} <= set(model_options("vit-b16-gnm"))
+    assert "prompt_dropout" not in model_options("vit-b16-gnm")
+    check_model("vit-b16-gnm", {"num_prompts": 10})
+    with pytest.raises(LandscapeError, match="did you mean 'num_prompts'"):
+        check_model("vit-b16-gnm", {"prompts": 10})
