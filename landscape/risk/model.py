@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.memory import available_memory
 from landscape.risk.arithmetic import differentiation, random_states_kept
 from landscape.risk.batchnorm import (
     BatchNormPolicy,
@@ -42,6 +41,7 @@ from landscape.risk.network import Network, measured_graph
 from landscape.risk.passes import (
     Pass,
     default_chunk_size,
+    default_memory_budget,
     lane_chunks,
     lane_passes,
     lanes_apart,
@@ -73,8 +73,7 @@ class ModelRisk:
     loss
         A name in :data:`landscape.losses.LOSSES`, or a callable (logits (B, C), labels (B,)) -> (B,) per example.
     params
-        ``"all"``, ``"trainable"``, ``"head"``, ``"backbone"``, ``"prompts"``, a regular expression on parameter names, or
-        several joined by ``+``, see :func:`landscape.layout.choose_parameters`.
+        ``"all"``, ``"prompts+head"`` or another choice of :func:`landscape.layout.choose_parameters`.
     transform
         Optional map (stored inputs, dtype) -> model inputs, applied chunk by chunk.
     dtype
@@ -88,7 +87,7 @@ class ModelRisk:
         Stored inputs (M, ...) over which :meth:`with_batchnorm` recomputes BatchNorm statistics; by default the
         examples under study.
     memory_budget
-        Bytes for the retained graphs of Hessian products; by default a quarter of what is free.
+        Bytes for the retained graphs of Hessian products; by default a quarter of what is free, on a CPU 4 GiB at most.
     chunk_size
         Examples per forward pass; by default from the measured size of the activations.
     draws_per_example
@@ -144,10 +143,8 @@ class ModelRisk:
             num_outputs = count_outputs(self._model, moved(first_two, self.device), transform, self.dtype)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self.draws_per_example = draws_per_example
-        self.class_counts, self.class_names = (
-            self._examples.counts_of(draws_per_example),
-            names_of(num_outputs, class_names),
-        )
+        self.class_counts = self._examples.counts_of(draws_per_example)
+        self.class_names = names_of(num_outputs, class_names)
         self.groups = {name: tuple(members) for name, members in (groups or {}).items()}
         require_members(self.groups, num_outputs)
         self.train_counts = tuple(train_counts) if train_counts is not None else tuple(self.class_counts.tolist())
@@ -192,7 +189,7 @@ class ModelRisk:
     @property
     def memory_budget(self) -> int:
         """Bytes for retained graphs."""
-        return available_memory(self.device) // 4 if self._memory_budget is None else self._memory_budget
+        return default_memory_budget(self.device) if self._memory_budget is None else self._memory_budget
 
     def in_float64(self) -> ModelRisk:
         """Return the same risk in float64: the measure of what rounding does to this one."""
@@ -256,6 +253,8 @@ class ModelRisk:
             clone.loss = copy.deepcopy(self.loss).to(dtype)
         clone._use(Network.of(clone._model, self._params, uses_batch_statistics=not clone.is_additive))
         clone.theta = self.theta.to(dtype)
+        if dtype != self.dtype:  # its products are few, and this risk's graphs may be kept beside its own
+            clone._memory_budget = self.memory_budget // 4
         clone._bytes_per_example = self._bytes_per_example * dtype.itemsize // self.dtype.itemsize
         clone.attributes = {
             **self.attributes,

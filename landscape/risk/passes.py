@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from landscape.risk.examples import Examples
+from landscape.risk.examples import Examples, available_memory
 from landscape.risk.products import Chunk
 
 # Rows that one forward pass evaluates, and for every lane that has some of them the rows' coefficients in the lane.
@@ -18,12 +18,20 @@ Pass = tuple[slice, list[tuple[int, Tensor]]]
 CPU_CHUNK_BYTES = 256 << 20
 GPU_CHUNK_BYTES = 4 << 30
 MAX_CHUNK = 4096
+# Graphs kept on a CPU take this much at most: without one a product costs half as much again, and others share the memory.
+CPU_GRAPH_BYTES = 4 << 30
 
 
 def default_chunk_size(device: torch.device, bytes_per_example: int) -> int:
     """Return the examples per forward pass with gradients (twice the bytes of a plain backward pass each)."""
     budget = GPU_CHUNK_BYTES if device.type == "cuda" else CPU_CHUNK_BYTES
     return max(1, min(MAX_CHUNK, budget // (2 * bytes_per_example)))
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Return the bytes that graphs of Hessian products may take: a quarter of what is free, on a CPU not without limit."""
+    quarter = available_memory(device) // 4
+    return min(quarter, CPU_GRAPH_BYTES) if device.type == "cpu" else quarter
 
 
 def coefficients_of(examples: Examples, weights: Tensor, dtype: torch.dtype) -> Tensor:

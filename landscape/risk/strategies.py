@@ -126,27 +126,38 @@ def graph_bytes(
 ) -> tuple[int, int]:
     """Return (bytes per example, bytes beside them) of a gradient graph kept for products, as measured once.
 
-    Every storage that the graph saves is counted once; two sizes tell what grows with the examples.
+    Every storage that the graph saves is counted once; two sizes tell what grows with the examples. What both graphs share
+    (weights that are held fixed, constants of the loss) is there without them. Measured in one precision, known in all.
     """
     key = f"bytes {theta.dtype}"
+    for other in (torch.float32, torch.float64):
+        if key not in known and f"bytes {other}" in known:
+            known[key] = tuple(size * theta.dtype.itemsize // other.itemsize for size in known[f"bytes {other}"])
     if key not in known:
         few, more = min(2, num_rows), min(4, num_rows)
-        first, second = (_saved_bytes(per_example, theta, num) for num in (few, more))
+        smaller, larger = (_saved_storages(per_example, theta, num) for num in (few, more))  # both held
+        first, second = (_own_bytes(one, beside=two) for one, two in ((smaller, larger), (larger, smaller)))
         each = (second - first) // (more - few) if more > few else first // few
         known[key] = (max(each, 1), max(first - few * each, 0))
     each, beside = known[key]
     return each, beside
 
 
-def _saved_bytes(per_example: PerExample, theta: Tensor, num: int) -> int:
-    storages: dict[int, Tensor] = {}
+def _saved_storages(per_example: PerExample, theta: Tensor, num: int) -> dict[int, torch.UntypedStorage]:
+    """Return what the graph of some examples saves, by address; held, so that no address is used twice."""
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
         return tensor
 
     rows = slice(0, num)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         gradient_graph(per_example, theta, rows, theta.new_ones(num))
-    shared = theta.untyped_storage().data_ptr()
-    return sum(t.untyped_storage().nbytes() for address, t in storages.items() if address != shared)
+    storages.pop(theta.untyped_storage().data_ptr(), None)
+    return storages
+
+
+def _own_bytes(storages: dict[int, torch.UntypedStorage], *, beside: dict[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in beside)

@@ -127,8 +127,30 @@ def test_estimated_bytes_are_those_that_a_graph_saves() -> None:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         risk.hessian(risk.theta, torch.full((1, 3), 1 / 3, dtype=torch.float64), strategy="retained"),
     ):
-        saved = sum(t.untyped_storage().nbytes() for t in storages.values())
+        resident = [risk._examples.inputs, risk.labels, *risk._network.buffers.values()]
+        there = {t.untyped_storage().data_ptr() for t in resident}  # without the graph too
+        saved = sum(t.untyped_storage().nbytes() for address, t in storages.items() if address not in there)
     assert estimated == pytest.approx(saved, rel=0.1)
+
+
+def test_weights_that_are_held_fixed_are_not_counted_for_every_graph() -> None:
+    """They are there anyway; of a large frozen network under few trained parameters they would take the whole budget."""
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4000), nn.Tanh(), nn.Linear(4000, 3))
+    risk = ModelRisk(wide.double(), random_data(1, 4, 4, num_classes=3, per_class=4), params=r"1\.", chunk_size=1)
+    lane = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+    frozen = sum(t.nbytes for name, t in wide.named_parameters() if not name.startswith("1."))
+    activations = 12 * 4000 * 8
+    (estimated,) = risk.product_bytes(lane)
+    assert 2 * activations < estimated < 12 * activations < 12 * frozen
+
+
+def test_sizes_measured_in_one_precision_are_known_in_the_other() -> None:
+    risk = ModelRisk(smooth_mlp().float(), digits(), memory_budget=1 << 20)
+    lane = torch.full((1, 4), 0.25, dtype=torch.float64)
+    (single,) = risk.product_bytes(lane)
+    exact = risk.in_float64()
+    assert exact.product_bytes(lane)[0] == pytest.approx(2 * single, rel=1e-3)
+    assert exact.memory_budget == 1 << 18  # beside those of the other
 
 
 def test_a_lane_of_one_chunk_and_its_pieces_agree_in_float32() -> None:
