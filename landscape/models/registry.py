@@ -67,9 +67,12 @@ def _imagenet(
     )
 
 
-def _vit(make_head: HeadFactory, in_channels: int, image_size: int, **sizes: int) -> nn.Module:
+def _vit(
+    make_head: HeadFactory, in_channels: int, image_size: int, *, recompute: bool = False, **sizes: int
+) -> nn.Module:
+    _require_switch("recompute", recompute)
     shape = ViTShape(image_size, in_channels, **sizes)
-    return VisionTransformer(make_head(shape.width), shape)
+    return VisionTransformer(make_head(shape.width), shape, recompute=recompute)
 
 
 def _vit_gnm(
@@ -80,11 +83,14 @@ def _vit_gnm(
     num_prompts: int = 10,
     head_dropout: float = 0.1,
     train_backbone: bool = False,
+    recompute: bool = False,
     **sizes: int,
 ) -> nn.Module:
+    _require_switch("recompute", recompute)
     shape = ViTShape(image_size, in_channels, **sizes)
     prompts = DeepPrompts(num_prompts, "append", "cls+prompts", "gnm-pt", head_dropout=head_dropout)
-    return _frozen(VisionTransformer(make_head(shape.width), shape, prompts=prompts), train_backbone)
+    model = VisionTransformer(make_head(shape.width), shape, prompts=prompts, recompute=recompute)
+    return _frozen(model, train_backbone)
 
 
 def _vit_vpt(
@@ -95,11 +101,14 @@ def _vit_vpt(
     num_prompts: int = 5,
     prompt_dropout: float = 0.0,
     train_backbone: bool = False,
+    recompute: bool = False,
     **sizes: int,
 ) -> nn.Module:
+    _require_switch("recompute", recompute)
     shape = ViTShape(image_size, in_channels, **sizes)
     prompts = DeepPrompts(num_prompts, "insert", "cls", "vpt", prompt_dropout=prompt_dropout)
-    return _frozen(VisionTransformer(make_head(shape.width), shape, prompts=prompts), train_backbone)
+    model = VisionTransformer(make_head(shape.width), shape, prompts=prompts, recompute=recompute)
+    return _frozen(model, train_backbone)
 
 
 def _frozen(model: VisionTransformer, train_backbone: bool) -> VisionTransformer:
@@ -150,7 +159,7 @@ def model_options(name: str) -> tuple[str, ...]:
     Examples
     --------
     >>> model_options("vit-b16-vpt")
-    ('num_prompts', 'prompt_dropout', 'train_backbone', 'patch_size', 'width', 'depth', 'num_heads')
+    ('num_prompts', 'prompt_dropout', 'train_backbone', 'recompute', 'patch_size', 'width', 'depth', 'num_heads')
     """
     factory = _factory(name)
     settled = {"make_head", "in_channels", "image_size", *getattr(factory, "keywords", ())}
@@ -209,9 +218,9 @@ def build_model(
         generator is left as it was.
     **options
         Options of the model, see :func:`model_options`: ``width`` of the ImageNet networks; ``patch_size``, ``width``,
-        ``depth``, ``num_heads`` of the vision transformers, with prompts also ``num_prompts``, ``head_dropout`` or
-        ``prompt_dropout``, and ``train_backbone`` (by default only prompts and classifier require a gradient);
-        ``unused_blocks`` of ``resnet32-bbn``; ``pretrained`` of other libraries' models.
+        ``depth``, ``num_heads`` and ``recompute`` (memory for time) of the vision transformers, with prompts also
+        ``num_prompts``, ``head_dropout`` or ``prompt_dropout``, and ``train_backbone`` (by default only prompts and classifier
+        require a gradient); ``unused_blocks`` of ``resnet32-bbn``; ``pretrained`` of other libraries' models.
 
     Raises
     ------

@@ -225,6 +225,22 @@ def test_a_step_moves_prompts_and_classifier_and_nothing_else(name, optimizer):
     assert all((before["prompts"][i] != model.prompts[i]).any() for i in range(3))  # fresh ones in every block
 
 
+def kept_bytes(model, batch):
+    sizes = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+        loss = model(batch).square().sum()
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    return sum(sizes.values()), torch.autograd.grad(loss, chosen)
+
+
+@pytest.mark.parametrize("name", ["vit-b16", *PROMPTED])
+def test_blocks_computed_again_give_the_same_gradients_from_less_memory(name):
+    keeping, recomputing = (tiny(name, recompute=recompute).train() for recompute in (False, True))
+    (much, first), (little, second) = (kept_bytes(model, images()) for model in (keeping, recomputing))
+    assert little < much / 2
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
 # ---- dropout --------------------------------------------------------------------------------------------------------
 
 
