@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from landscape.risk.examples import Examples, available_memory
+from landscape.memory import available_memory
+from landscape.risk.examples import Examples
 from landscape.risk.products import Chunk
 
 # Rows that one forward pass evaluates, and for every lane that has some of them the rows' coefficients in the lane.
