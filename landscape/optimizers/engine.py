@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
+from landscape.memory import keep_freed_memory
 from landscape.optimizers.gradients import Gradient
 from landscape.optimizers.passes import Passes
 from landscape.optimizers.precision import Arithmetic, Precision
@@ -93,6 +94,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
         self.base.register_load_state_dict_post_hook(self._share)
         self._share()
         self.rule = rule
+        if self.base.param_groups[0]["params"][0].device.type == "cpu":
+            keep_freed_memory()
         self.task = self._on_device(task or Task())
         self.bn_statistics = bn_statistics
         self.arithmetic = Arithmetic(precision, self.base.param_groups[0]["params"][0].device.type)

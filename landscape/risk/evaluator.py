@@ -19,8 +19,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.errors import unknown_name
-from landscape.memory import available_memory
-from landscape.risk.allocation import keep_freed_memory
+from landscape.memory import available_memory, keep_freed_memory
 from landscape.risk.arithmetic import plain_checkpointing, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import calibration_batches, recalibrate
 from landscape.risk.examples import as_model_inputs

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.risk.allocation import keep_freed_memory
+from landscape.memory import keep_freed_memory
 from landscape.risk.arithmetic import differentiation
 from landscape.risk.lockstep import Block, blocks_of, joint_graph, spread
 from landscape.risk.strategies import (

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from landscape.risk.allocation import VARIABLES, keep_freed_memory
+from landscape.memory import VARIABLES, keep_freed_memory
 
-ASK = "from landscape.risk.allocation import keep_freed_memory; print(keep_freed_memory())"
+ASK = "from landscape.memory import keep_freed_memory; print(keep_freed_memory())"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other allocators")
