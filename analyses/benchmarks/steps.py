@@ -1,15 +1,15 @@
 """What a training step costs in passes: every optimizer against its own forward and backward passes and a bare loop.
 
-    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
     python -m analyses.benchmarks.steps --out CSV [--threads 1] [--layout channels-last] [--device cpu] [--rounds 15]
 
 ResNet-32, batches of 128 random images of 3 x 32 x 32, training mode, float32. In every round each optimizer makes one
 step, in turn with bare PyTorch loops (``loss.mean().backward(); optimizer.step()``) and with timed passes: a forward, a
 backward that retains its graph, a backward that does not. ``implied`` is the sum of the passes of a method in its round;
 a row holds the median over rounds of the step's time over it, and the quartiles. One thread is timed by its own seconds,
-more of them by the wall clock. The two variables make glibc keep what is freed. Without them it returns memory after some
-passes and not after others, and fetching 30,000 pages again takes 60 ms of a pass of 230, or 500 ms beside busy neighbours:
-rows ``default`` of the allocator show it. First of all every optimizer's gradient is asserted to be that of a plain loop, on
+more of them by the wall clock. Every optimizer asks glibc to
+keep what is freed (:func:`landscape.memory.keep_freed_memory`), for the bare loops and the passes too: without that, memory is
+returned after some passes and not after others, and fetching 30,000 pages again takes 60 ms of a pass of 230, or 500 ms beside
+busy neighbours: rows ``default`` of the allocator show it. First of all every optimizer's gradient is asserted to be that of a plain loop, on
 ResNet-20 in float64.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from landscape.memory import keep_freed_memory
 from landscape.models import build_model, find_head
 from landscape.optimizers import OPTIMIZERS, NeighbourhoodOptimizer, build_optimizer
 from landscape.randomness import stream
@@ -303,7 +303,7 @@ def main() -> None:
         "layout": given.layout,
         "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
         "threads": given.threads,
-        "allocator": "keeps freed memory" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default",
+        "allocator": "keeps freed memory" if keep_freed_memory() else "default",
         "clock": clock_name(given.device),
         "rounds": given.rounds,
         "torch": torch.__version__,
