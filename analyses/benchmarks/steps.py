@@ -6,11 +6,11 @@ ResNet-32, batches of 128 random images of 3 x 32 x 32, training mode, float32. 
 step, in turn with bare PyTorch loops (``loss.mean().backward(); optimizer.step()``) and with timed passes: a forward, a
 backward that retains its graph, a backward that does not. ``implied`` is the sum of the passes of a method in its round;
 a row holds the median over rounds of the step's time over it, and the quartiles. One thread is timed by its own seconds,
-more of them by the wall clock. Every optimizer asks glibc to
-keep what is freed (:func:`landscape.memory.keep_freed_memory`), for the bare loops and the passes too: without that, memory is
-returned after some passes and not after others, and fetching 30,000 pages again takes 60 ms of a pass of 230, or 500 ms beside
-busy neighbours: rows ``default`` of the allocator show it. First of all every optimizer's gradient is asserted to be that of a plain loop, on
-ResNet-20 in float64.
+more of them by the wall clock. Every optimizer asks glibc to keep what is freed
+(:func:`landscape.memory.keep_freed_memory`), for the bare loops and the passes too: without that, memory is returned after
+some passes and not after others, and fetching 30,000 pages again takes 60 ms of a pass of 230, or 500 ms beside busy
+neighbours: rows ``default`` of the allocator show it. First of all every optimizer's gradient is asserted to be that of a
+plain loop, on ResNet-20 in float64.
 """
 
 from __future__ import annotations
