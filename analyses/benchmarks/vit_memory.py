@@ -1,6 +1,6 @@
 """What a ViT-B/16 with deep prompts takes: peak memory of one training step of each kind, and of a spectrum.
 
-    python -m analyses.benchmarks.vit_memory --out CSV [--batch-size 8] [--device cpu] [--spectrum-options ...]
+    python -m analyses.benchmarks.vit_memory --out CSV [--batch-size 8] [--recompute] [--jobs gnm,...] [--device cpu]
 
 Random weights, 224 x 224 pixels, four classes, prompts and cosine classifier trained (95,232 of 86 million parameters), float32.
 Every job runs in a process of its own, whose peak resident memory (and, on a GPU, peak allocation) is read at its end:
@@ -11,8 +11,8 @@ Every job runs in a process of its own, whose peak resident memory (and, on a GP
   images and all eight, with the operator's proof, certificates in float64 and a density, few steps each.
 
 Every job has to stay below 12 GiB. Steps of training keep one batch's activations; a spectrum keeps graphs of second
-derivatives, 0.5 GiB an image, up to the budget of a risk, and works through the other images one at a time. About ten minutes
-on one core.
+derivatives, 0.2 GiB an image, up to the budget of a risk, and works through the other images one at a time. Rows are
+appended. Half an hour on a busy core.
 """
 
 from __future__ import annotations
@@ -46,17 +46,30 @@ NUM_CLASSES, SIDE = 4, 224
 COUNTS = (4, 2, 1, 1)  # training images of each class
 STEPS = {"plain": "sgd", "gnm": "gnm", "sam": "sam"}
 SPECTRUM = ("--max-steps", "4", "--num-probes", "1", "--num-steps", "2", "--lanes", "0,all")
-COLUMNS = ("job", "model", "batch", "seconds", "peak_gib", "gpu_gib", "device", "threads", "torch", "machine")
+COLUMNS = (
+    "job",
+    "model",
+    "batch",
+    "recompute",
+    "seconds",
+    "peak_gib",
+    "gpu_gib",
+    "device",
+    "threads",
+    "torch",
+    "machine",
+)
 
 
-def network(name: str) -> torch.nn.Module:
+def network(name: str, *, recompute: bool = False) -> torch.nn.Module:
     """Return the network with a cosine classifier, as GNM-PT trains it."""
-    return build_model(name, num_classes=NUM_CLASSES, in_channels=3, image_size=SIDE, head="cosine")
+    task = {"num_classes": NUM_CLASSES, "in_channels": 3, "image_size": SIDE}
+    return build_model(name, head="cosine", recompute=recompute, **task)
 
 
-def take_steps(name: str, optimizer: str, batch_size: int, device: str) -> float:
+def take_steps(name: str, optimizer: str, batch_size: int, device: str, *, recompute: bool) -> float:
     """Take two steps, return the seconds of the second."""
-    model = network(name).to(device).train()
+    model = network(name, recompute=recompute).to(device).train()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad and "blocks.0." in n}
     images = torch.randn(batch_size, 3, SIDE, SIDE, generator=stream(0, "vit/images")).to(device)
     labels = (torch.arange(batch_size) % NUM_CLASSES).to(device)
@@ -100,7 +113,7 @@ def take_spectrum(name: str, device: str) -> float:
         return time.perf_counter() - start
 
 
-def run_job(job: str, name: str, batch_size: int, device: str) -> dict[str, object]:
+def run_job(job: str, name: str, batch_size: int, device: str, *, recompute: bool) -> dict[str, object]:
     """Do a job in this process and return what it took."""
     seconds = 0.0
     if job == "build":
@@ -108,7 +121,7 @@ def run_job(job: str, name: str, batch_size: int, device: str) -> dict[str, obje
     elif job == "spectrum":
         seconds = take_spectrum(name, device)
     elif job in STEPS:
-        seconds = take_steps(name, STEPS[job], batch_size, device)
+        seconds = take_steps(name, STEPS[job], batch_size, device, recompute=recompute)
     unit = 1 if sys.platform == "darwin" else 1024
     on_gpu = torch.cuda.max_memory_allocated() / GIB if device.startswith("cuda") else float("nan")
     return {
@@ -126,10 +139,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", default="import,build,plain,gnm,sam,spectrum")
     parser.add_argument("--models", default="vit-b16-gnm,vit-b16-vpt")
+    parser.add_argument("--recompute", action="store_true", help="Compute blocks again instead of keeping them.")
     parser.add_argument("--job", nargs=2, metavar=("JOB", "MODEL"), help="do one job here and print its row")
     given = parser.parse_args()
     if given.job:
-        print(json.dumps(run_job(*given.job, given.batch_size, given.device)))
+        print(json.dumps(run_job(*given.job, given.batch_size, given.device, recompute=given.recompute)))
         return
     is_new = not given.out.exists()
     with open(given.out, "a", newline="") as file:
@@ -140,10 +154,16 @@ def main() -> None:
             for job in given.jobs.split(","):
                 command = [sys.executable, "-m", "analyses.benchmarks.vit_memory", "--job", job, name]
                 command += ["--batch-size", str(given.batch_size), "--device", given.device]
+                command += ["--recompute"] if given.recompute else []
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr[-2000:]
                 row = json.loads(done.stdout.splitlines()[-1])
-                row |= {"job": job, "model": name, "batch": given.batch_size if job in STEPS else ""}
+                row |= {
+                    "job": job,
+                    "model": name,
+                    "batch": given.batch_size if job in STEPS else "",
+                    "recompute": given.recompute,
+                }
                 row |= {"device": given.device, "threads": os.environ.get("OMP_NUM_THREADS", "default")}
                 row |= {"torch": metadata.version("torch"), "machine": platform.machine()}
                 table.writerow(row)
