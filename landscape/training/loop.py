@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from landscape.checkpoint import write_checkpoint
 from landscape.data import Dataset
 from landscape.errors import LandscapeError
+from landscape.models import set_dropout_generator
 from landscape.processes import Processes, joined_processes
 from landscape.randomness import stream
 from landscape.threads import suitable_threads
@@ -190,6 +191,7 @@ def begin_epoch(run: Run, epoch: int) -> float:
     if hasattr(run.objective.loss, "generator"):  # a loss that draws noise
         noise = stream(spec.seed, f"{own}/loss", device=run.device)
         setattr(run.objective.loss, "generator", noise)  # noqa: B010  (not every loss declares it)
+    set_dropout_generator(run.model, stream(spec.seed, f"{own}/model", device=run.device))
     run.method.start_epoch(epoch)
     run.drawing = stream(spec.seed, f"{own}/method")
     set_training_mode(run)

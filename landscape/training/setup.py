@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from landscape.data import Batches, Dataset, build_sampler
 from landscape.errors import LandscapeError
 from landscape.layout import choose_parameters
 from landscape.losses import Reweighting, build_loss
-from landscape.models import build_model, find_head
+from landscape.models import build_model, find_head, load_backbone
 from landscape.optimizers import OPTIMIZERS, Companion, NeighbourhoodOptimizer, accompany, build_optimizer
 from landscape.processes import Processes
 from landscape.randomness import stream
@@ -26,6 +28,8 @@ from landscape.training.methods import Method, Setting, build_method
 from landscape.training.objective import Objective
 from landscape.training.resources import Resources
 from landscape.training.spec import BASES, TrainSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -162,6 +166,7 @@ def build_network(spec: TrainSpec, dataset: Dataset, *, seed: int) -> nn.Module:
         image_size=dataset.image_size,
         head=spec.resolved_head,
         seed=seed,
+        **spec.model_options,
     )
 
 
@@ -178,12 +183,22 @@ def load_start(model: nn.Module, spec: TrainSpec, folder: Path | None) -> dict[s
     if spec.reinitialise_head:
         head, fresh = find_head(model)[0], model.state_dict()
         kept = {name: tensor for name, tensor in checkpoint.state_dict.items() if not name.startswith(f"{head}.")}
-        own = {name: tensor for name, tensor in fresh.items() if name.startswith(f"{head}.")}
-        checkpoint = replace(checkpoint, state_dict=kept | own)
-    load_weights(model, checkpoint)
+        anew = {name: tensor for name, tensor in fresh.items() if name.startswith(f"{head}.")}
+        checkpoint = replace(checkpoint, state_dict=kept | anew)
+    own = model.state_dict()
+    fits = all(name in checkpoint.state_dict and checkpoint.state_dict[name].shape == own[name].shape for name in own)
+    if fits or spec.stage is not None:
+        load_weights(model, checkpoint)
+    else:
+        left_out = load_backbone(model, checkpoint.state_dict)
+        logger.warning("%s: only its backbone fits, the classifier starts anew%s", path, _without(left_out))
     if spec.tau is not None:
         tau_normalise(find_head(model)[1], spec.tau, bias=spec.tau_bias)
     return checkpoint.spec or {}
+
+
+def _without(names: Sequence[str]) -> str:
+    return f" (left out: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
 
 
 def choose_trainable(model: nn.Module, spec: TrainSpec) -> None:

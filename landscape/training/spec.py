@@ -14,7 +14,7 @@ import torch
 from landscape.data import DATASETS, SAMPLERS, TRANSFORMS, Dataset, build_sampler, load_dataset
 from landscape.errors import LandscapeError, unknown_name
 from landscape.losses import LOSSES, build_loss, class_balanced_weights, wants_cosines
-from landscape.models import MODELS
+from landscape.models import check_model
 from landscape.optimizers import OPTIMIZERS, build_optimizer
 from landscape.training.defaults import CIFAR_DEFAULTS, DEFAULTS
 from landscape.training.methods import METHODS, check_combination, check_method
@@ -201,7 +201,6 @@ class TrainSpec:
     def __post_init__(self) -> None:
         known: dict[str, tuple[str, Mapping[str, Any]]] = {
             "dataset": ("data set", DATASETS),
-            "model": ("model", MODELS),
             "head": ("head", dict.fromkeys(HEADS)),
             "loss": ("loss", LOSSES),
             "reweight": ("reweighting", dict.fromkeys(REWEIGHTINGS)),
@@ -262,6 +261,7 @@ class TrainSpec:
         """Build loss and optimizer once, for two classes, so that a wrong option fails before any data is read."""
         check_schedule(self.schedule, self.schedule_options)
         self._check_head()
+        check_model(self.model, self.model_options)
         check_method(self.method, self.method_options)
         loss = build_loss(self.loss, [1, 1], **self.loss_options)
         class_balanced_weights([1, 1], self.reweight_beta)

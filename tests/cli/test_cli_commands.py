@@ -37,7 +37,7 @@ def test_the_help_of_train_lists_every_optimizer():
 
 def test_settings_may_be_words_and_lists():
     settings = parse_settings(["head=false", "start=None", "rho-steps=0.1,0.2"], "--optimizer-option")
-    assert settings == {"head": False, "start": None, "rho_steps": "0.1,0.2"}
+    assert settings == {"head": False, "start": None, "rho_steps": [0.1, 0.2]}
 
 
 # ---- train --------------------------------------------------------------------------------------------------------

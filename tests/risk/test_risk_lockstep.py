@@ -105,10 +105,10 @@ def test_workers_change_no_bits_and_leave_the_threads_alone():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        inputs = torch.randn(120, 3, 16, 16, generator=stream(0, "test/workers/x"), dtype=torch.float64)
-        labels = torch.arange(120) % 3
-        model = build_model("resnet20", num_classes=3, in_channels=3, image_size=16)
-        risk = ModelRisk(model, (inputs, labels), dtype=torch.float64, chunk_size=20)
+        inputs = torch.randn(60, 3, 8, 8, generator=stream(0, "test/workers/x"), dtype=torch.float64)
+        labels = torch.arange(60) % 3
+        model = build_model("resnet20", num_classes=3, in_channels=3, image_size=8)
+        risk = ModelRisk(model, (inputs, labels), dtype=torch.float64, chunk_size=10)
         weights = torch.eye(3, dtype=torch.float64)
         vectors = torch.randn(3, 2, len(risk.theta), generator=stream(0, "test/workers/v"), dtype=torch.float64)
         with risk.hessian(risk.theta, weights) as product:
