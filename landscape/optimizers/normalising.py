@@ -138,7 +138,8 @@ def _layers(model: nn.Module, *, with_head: bool) -> list[tuple[str, nn.Module]]
     head = None if with_head else find_head(model)[1]
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
-    return [(name, module) for name, module in found if not is_parametrized(module, "weight")]
+    # What is held fixed stays as it is: normalising a frozen backbone would change its features.
+    return [(n, m) for n, m in found if not is_parametrized(m, "weight") and m.get_parameter("weight").requires_grad]
 
 
 def _normalise(module: nn.Module, rule: SpectralNorm) -> None:

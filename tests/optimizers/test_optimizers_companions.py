@@ -9,6 +9,7 @@ import pytest
 import torch
 from optimizer_cases import criterion, make_batch, make_model, weights
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.errors import LandscapeError
 from landscape.models import NormedLinear, build_model
@@ -272,3 +273,13 @@ def test_other_methods_have_nothing_around_their_steps():
 def test_bad_options_are_named(rule, options, message):
     with pytest.raises(LandscapeError, match=message):
         rule(**options)
+
+
+def test_layers_that_are_held_fixed_are_not_normalised():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    accompany(SpectralNorm(), model)
+    assert not is_parametrized(model[0])
+    assert is_parametrized(model[2], "weight")
+    assert torch.equal(model[0].weight, before)

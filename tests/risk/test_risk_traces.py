@@ -8,7 +8,6 @@ from risk_cases import COUNTS, dense_hessian, digits, draw, fill, smooth_mlp, un
 from torch import nn
 
 from landscape.errors import LandscapeError
-from landscape.losses import LOSSES
 from landscape.risk import AnalyticRisk, ModelRisk
 from landscape.risk import traces as module
 from landscape.risk.traces import hessian_traces
