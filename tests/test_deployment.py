@@ -104,8 +104,8 @@ def test_statistics_that_are_held_fixed_stay_as_they_are(tmp_path):
         assert not torch.equal(first["linear.weight"], second["linear.weight"])
 
 
-@pytest.mark.parametrize("optimizer", ["averaging", *(name for name in ("swa", "spectral-norm") if name in OPTIMIZERS)])
-@pytest.mark.parametrize("second_stage", [None, "lws"])
+@pytest.mark.parametrize("optimizer", ["averaging", "swa", "spectral-norm"])
+@pytest.mark.parametrize("second_stage", [None, "crt"])
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, optimizer, second_stage):
     options = {"optimizer": optimizer, "epochs": 3, "schedule": "constant", "sampler": "uniform", "sampler_options": {}}
     spec = spec_of(optimizer=optimizer, second_stage=second_stage, second_options=options if second_stage else {})

@@ -93,7 +93,7 @@ class NormalisedLayers:
         self.layers = [name for name, module in _layers(model, with_head=bool(rule.head))]
         if not self.layers:
             raise LandscapeError(
-                f"spectral-norm: {type(model).__name__} has no convolution or linear layer to normalise"
+                f"spectral-norm: {type(model).__name__} has no convolution or linear layer in training to normalise"
                 + ("" if rule.head else " besides its head: leave head=true")
             )
         # Exports are written into a copy from before: the class of a parametrized layer is made for it and shared with
