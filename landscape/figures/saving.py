@@ -87,6 +87,7 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
     figure.savefig(paths[0], dpi=_DPI)
+    figure.set_layout_engine("none")  # both files have one layout, and it is found once
     figure.savefig(paths[1], metadata={"CreationDate": None})
     figure.clear()
     return paths

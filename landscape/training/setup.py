@@ -118,6 +118,7 @@ def build_run(
         mean=dataset.mean,
         std=dataset.std,
         seed=spec.seed,
+        is_trained=spec.start is not None,
     )
     method = build_method(spec.method, setting, **spec.method_options).to(device)
     optimizer = build_optimizer(

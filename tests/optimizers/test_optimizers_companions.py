@@ -201,7 +201,9 @@ def test_spectral_norm_leaves_cosine_heads_and_needs_a_layer():
         LandscapeError, match="Sequential has no convolution or linear layer in training to normalise besides its head"
     ):
         accompany(SpectralNorm(head=False), nn.Sequential(nn.Flatten(), nn.Linear(3, 2)))
-    with pytest.raises(LandscapeError, match=r"NormedLinear has no convolution or linear layer in training to normalise$"):
+    with pytest.raises(
+        LandscapeError, match=r"NormedLinear has no convolution or linear layer in training to normalise$"
+    ):
         accompany(SpectralNorm(), NormedLinear(3, 2))
 
 

@@ -30,6 +30,8 @@ class Setting:
         Per channel, of pixels scaled to [0, 1]: what the images were normalised with.
     seed
         Root seed of the run, for the initial weights of a method's own networks.
+    is_trained
+        Whether the network starts from trained weights, such as those of a first stage.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class Setting:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     seed: int = 0
+    is_trained: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class M2m(Method):
     ----------
     classifier
         Checkpoint of g, trained on the same data with plain cross-entropy, as published. None: g is the network itself as
-        the warm-up leaves it.
+        the warm-up, or the first of two stages, leaves it.
     warm
         Share of the epochs before the translation; 0.8 is the released 160 of 200.
     beta, lam, gamma
@@ -95,7 +95,7 @@ class M2m(Method):
         self.start, self.bound = start, bound
         self.warm_epoch = math.ceil(round(warm * setting.epochs, 9))  # 0.7 * 10 is 7.000000000000001 or so
         self.is_own_snapshot = classifier is None
-        if classifier is None and self.warm_epoch == 0:
+        if classifier is None and self.warm_epoch == 0 and not setting.is_trained:
             raise LandscapeError("method 'm2m' without warm-up needs a trained classifier: set classifier=CHECKPOINT")
         self.translator = frozen_copy(setting.model if classifier is None else _read_network(classifier, setting))
         self.register_buffer("counts", torch.tensor(setting.class_counts, dtype=torch.float64))
