@@ -9,6 +9,7 @@ from landscape.cli import options as opt
 from landscape.cli.main import app
 from landscape.errors import LandscapeError
 from landscape.recipes import RECIPES, recipe_changes, recipe_spec
+from landscape.training.second_stages import split_stages
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -18,6 +19,8 @@ def test_a_recipe_is_a_training(name):
     for field, value in recipe_changes(name).items():
         if not isinstance(value, dict):
             assert getattr(spec, field) == value
+    if spec.second_stage is not None:
+        assert split_stages(spec)[1].stage == spec.second_stage
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ALWAYS_SHOWN = ("dataset", "model", "loss", "optimizer", "epochs", "batch_size", "lr", "weight_decay", "schedule")
 
+SHOWN_OF_SECOND = ("loss", "loss_options", "trainable", "sampler", "method", "optimizer", "epochs", "lr", "schedule")
+
 
 @app.command()
 def recipes(
@@ -55,12 +57,17 @@ def _show_all(chosen: dict[str, Recipe]) -> None:
 
 def _show_one(name: str, recipe: Recipe) -> None:
     from landscape.recipes import recipe_changes, recipe_spec
+    from landscape.training.second_stages import split_stages
 
     say(f"{name}: {recipe.title}")
     say(f"settings from: {recipe.settings_from}")
     spec = recipe_spec(name)
     for key, value in {**{key: getattr(spec, key) for key in ALWAYS_SHOWN}, **recipe_changes(name)}.items():
         say(f"  {key} = {value}")
+    if spec.second_stage is not None:
+        second = split_stages(spec)[1]
+        for key in SHOWN_OF_SECOND:
+            say(f"  second stage: {key} = {getattr(second, key)}")
     for line in recipe.differences:
         say(f"note: {line}")
     if recipe.published:

@@ -177,6 +177,13 @@ CIFAR10_RECIPES: dict[str, Recipe] = {
         at_ratios(SLIDE, r200=80.94, r100=83.92, r50=86.22),
         (BEST, "released: stage 2 starts from the best epoch on the test set; here from the last"),
     ),
+    "cifar10-lt/la+cc-sam": Recipe(
+        "CC-SAM with logit adjustment; in the re-run of RDR",
+        "as cc-sam",
+        {**CCSAM, "loss": "logit-adjusted", "optimizer_options": {"flat_ratio": 0.3}},
+        (by_groups(RERUN, (85.8, 77.8, 80.5, 81.0), 100), by_groups(RERUN, (90.7, 82.4, 90.8, 87.4), 10)),
+        ("the settings of the re-run are not public",),
+    ),
     "cifar10-lt/imbsam": Recipe(
         "Zhou et al., ImbSAM, ICCV 2023",
         "released code; its thresholds leave no tail on CIFAR-10, so the tail group of the data set is the tail",

@@ -26,6 +26,7 @@ IMBSAM: dict[str, Any] = {
     "weight_decay": 1e-3,
     "schedule": "cosine-shifted",
     "selection": "first",
+    "test_time_flip": True,
     "seed": 9826,
 }
 CCSAM: dict[str, Any] = {
