@@ -130,7 +130,13 @@ def study(
             for (name, stages), spec in variants.items():
                 tell(f"{recipe}, {name or 'no operator'} {stages}, seed {seed}")
                 out = folder / f"{recipe}-{seed}-{name}-{stages}".replace(",", "+")
-                yield _row(_train(spec, out, folder, device), spec, recipe, name, stages)
+                try:
+                    path = _train(spec, out, folder, device)
+                except LandscapeError as error:
+                    # Spectral normalisation has nothing to act on where a stage trains scales alone.
+                    tell(f"left out: {error}")
+                    continue
+                yield _row(path, spec, recipe, name, stages)
 
 
 def _train(spec: TrainSpec, out: Path, folder: Path, device: str) -> Path:
