@@ -87,6 +87,17 @@ def groups_in(path):
     return {name: node.to_dataset() for name, node in load_results(path).children.items()}
 
 
+def require_identical(folder, other, besides):
+    """Require equal results, bit for bit, but for the attributes named."""
+    found, expected = (groups_in(one / "results.nc") for one in (folder, other))
+    assert set(found) == set(expected) == set(WHOLE_ANALYSIS)
+    for name in expected:
+        for one in (found[name], expected[name]):
+            for volatile in besides:
+                one.attrs.pop(volatile, None)
+        assert found[name].identical(expected[name]), name
+
+
 # ---- the whole, drawn for real ------------------------------------------------------------------------------------
 
 
@@ -119,16 +130,16 @@ def test_the_main_job_leaves_every_file(finished):
 def test_results_are_valid_and_say_where_they_come_from(finished):
     out, _, _, _ = finished
     for name in RUN.optimizers:
-        for group, dataset in groups_in(out / name / "results.nc").items():
+        groups = groups_in(out / name / "results.nc")
+        for group, dataset in groups.items():
             validate(group, dataset)
             assert list(dataset.lane.values) == ["tail", "all"]
             assert dataset.attrs["optimizer"] == name
             assert dataset.attrs["preset"] == "quick"
             assert len(dataset.attrs["checkpoint_sha256"]) == 64
-        accuracy = groups_in(out / name / "results.nc")["accuracy"]
         history = pd.read_csv(out / name / "history.csv")
         for lane in ("tail", "all"):
-            stored = float(accuracy.test_accuracy.sel(lane=lane))
+            stored = float(groups["accuracy"].test_accuracy.sel(lane=lane))
             assert stored == pytest.approx(history[f"test_accuracy/{lane}"].iloc[-1], abs=1e-12)
 
 
@@ -184,12 +195,7 @@ def test_a_main_job_that_was_killed_while_measuring_goes_on_and_ends_the_same(fi
     with pytest.raises(ComputedAgainError):  # sam's spectrum is not yet there; sgd's was
         run_everything(RUN, killed, command="resumed")
     assert names(killed / "sgd") == ONE_RUN
-    for name, dataset in groups_in(whole / "sgd" / "results.nc").items():
-        resumed = groups_in(killed / "sgd" / "results.nc")[name]
-        for volatile in ("analysis_seconds", "checkpoint_sha256"):
-            dataset.attrs.pop(volatile, None)
-            resumed.attrs.pop(volatile, None)
-        assert resumed.identical(dataset), name
+    require_identical(killed / "sgd", whole / "sgd", besides=("analysis_seconds", "checkpoint_sha256"))
 
 
 # ---- one checkpoint -----------------------------------------------------------------------------------------------
@@ -264,11 +270,7 @@ def test_a_damaged_results_file_is_measured_anew(checkpoint, analysis, tmp_path,
     content = (analysis / "results.nc").read_bytes()
     (tmp_path / "results.nc").write_bytes(content[: len(content) // 2])
     figures(CheckpointSource(checkpoint), tmp_path, ANALYSIS, command="second")
-    for name, dataset in groups_in(tmp_path / "results.nc").items():
-        expected = groups_in(analysis / "results.nc")[name]
-        for one in (dataset, expected):
-            one.attrs.pop("analysis_seconds", None)
-        assert dataset.identical(expected), name
+    require_identical(tmp_path, analysis, besides=("analysis_seconds",))
 
 
 def test_the_test_accuracy_is_of_all_test_images_whatever_the_cap(checkpoint, tmp_path, tiny):
@@ -383,10 +385,26 @@ def test_the_estimate_of_a_run_names_its_stages():
 # ---- comparisons --------------------------------------------------------------------------------------------------
 
 
-def test_compare_two_folders_or_the_folder_of_a_main_job(finished, tmp_path, tiny):
-    run = finished[0]
-    table = compare([run / "sgd", run / "sam"], tmp_path / "two", command="landscape compare sgd sam")
-    whole = compare([run], tmp_path / "whole", command="landscape compare run")
+def copied(folder, out, change=lambda dataset: dataset):
+    """Copy what a comparison needs of an analysis, with its datasets changed."""
+    out.mkdir(parents=True)
+    groups = groups_in(folder / "results.nc")
+    save_results({name: change(groups[name]) for name in ("accuracy", "spectrum")}, out / "results.nc")
+    return out
+
+
+@pytest.fixture(scope="module")
+def measured(finished, tmp_path_factory):
+    """The folder of the main job with its two analyses, less what takes long to read and to draw."""
+    out = tmp_path_factory.mktemp("measured")
+    for name in RUN.optimizers:
+        copied(finished[0] / name, out / name)
+    return out
+
+
+def test_compare_two_folders_or_the_folder_of_a_main_job(measured, tmp_path, tiny):
+    table = compare([measured / "sgd", measured / "sam"], tmp_path / "two", command="landscape compare sgd sam")
+    whole = compare([measured], tmp_path / "whole", command="landscape compare run")
     assert names(tmp_path / "two") == ["report.html", "summary.csv"]
     assert [out for out, _ in tiny] == [tmp_path / "two" / "figures", tmp_path / "whole" / "figures"]
     assert table.index.get_level_values("model").unique().tolist() == ["sgd", "sam"]
@@ -396,51 +414,39 @@ def test_compare_two_folders_or_the_folder_of_a_main_job(finished, tmp_path, tin
     assert "landscape compare sgd sam" in page
 
 
-def copied(folder, out, change):
-    """Copy an analysis with its datasets changed."""
-    out.mkdir(parents=True)
-    save_results(
-        {name: change(dataset) for name, dataset in groups_in(folder / "results.nc").items()}, out / "results.nc"
-    )
-    return out
-
-
-def test_folders_of_the_same_name_are_told_apart_by_their_parents(finished, tmp_path, tiny):
-    other = copied(finished[0] / "sgd", tmp_path / "b" / "sgd", lambda dataset: dataset)
-    first = copied(finished[0] / "sgd", tmp_path / "a" / "sgd", lambda dataset: dataset)
+def test_folders_of_the_same_name_are_told_apart_by_their_parents(measured, tmp_path, tiny):
+    other = copied(measured / "sgd", tmp_path / "b" / "sgd")
+    first = copied(measured / "sgd", tmp_path / "a" / "sgd")
     table = compare([first, other], tmp_path / "out", command="compare")
     assert table.index.get_level_values("model").unique().tolist() == ["a/sgd", "b/sgd"]
 
 
-def test_lanes_that_differ_cannot_be_compared(finished, tmp_path, tiny):
-    run = finished[0]
-    other = copied(run / "sam", tmp_path / "other", lambda dataset: dataset.isel(lane=[0]))
+def test_lanes_that_differ_cannot_be_compared(measured, tmp_path, tiny):
+    other = copied(measured / "sam", tmp_path / "other", lambda dataset: dataset.isel(lane=[0]))
     with pytest.raises(LandscapeError, match="cannot compare sgd with other: their lanes differ"):
-        compare([run / "sgd", other], tmp_path / "out", command="compare")
+        compare([measured / "sgd", other], tmp_path / "out", command="compare")
     assert not (tmp_path / "out" / "summary.csv").exists()
 
 
-def test_settings_that_differ_are_warned_about(finished, tmp_path, tiny):
-    run = finished[0]
-    other = copied(run / "sam", tmp_path / "other", lambda dataset: dataset.assign_attrs(split="test"))
-    compare([run / "sgd", other], tmp_path / "out", command="compare")
+def test_settings_that_differ_are_warned_about(measured, tmp_path, tiny):
+    other = copied(measured / "sam", tmp_path / "other", lambda dataset: dataset.assign_attrs(split="test"))
+    compare([measured / "sgd", other], tmp_path / "out", command="compare")
     assert "sgd and other differ in split: train against test" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_folder_is_not_compared_with_itself(finished, tmp_path, tiny):
+def test_a_folder_is_not_compared_with_itself(measured, tmp_path, tiny):
     with pytest.raises(LandscapeError):
-        compare([finished[0] / "sgd", finished[0] / "sgd"], tmp_path / "out", command="compare")
+        compare([measured / "sgd", measured / "sgd"], tmp_path / "out", command="compare")
 
 
-def test_compare_needs_two_analyses(finished, tmp_path, tiny):
-    run = finished[0]
+def test_compare_needs_two_analyses(measured, tmp_path, tiny):
     with pytest.raises(LandscapeError, match="at least two analysed checkpoints, got 1"):
-        compare([run / "sgd"], tmp_path / "out", command="compare")
+        compare([measured / "sgd"], tmp_path / "out", command="compare")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LandscapeError, match=r"no results.nc in .*empty or the folders in it: run 'landscape figures'"):
-        compare([run / "sgd", tmp_path / "empty"], tmp_path / "out", command="compare")
+        compare([measured / "sgd", tmp_path / "empty"], tmp_path / "out", command="compare")
     with pytest.raises(LandscapeError, match=r"no results.nc in .*none"):
-        compare([run / "sgd", tmp_path / "none"], tmp_path / "out", command="compare")
+        compare([measured / "sgd", tmp_path / "none"], tmp_path / "out", command="compare")
 
 
 def test_the_journal_of_a_finished_analysis_is_gone(finished):

@@ -84,11 +84,16 @@ def _save(plot: Any, data: Any, options: dict[str, Any], stem: Path) -> list[Pat
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:
     """Save a matplotlib figure as ``STEM.png`` (160 dpi) and ``STEM.pdf`` (without a date); return both paths."""
+    # Imported here: a page of the other backend needs no matplotlib.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
-    figure.savefig(paths[0], dpi=_DPI)
+    figure.set_dpi(_DPI)
+    FigureCanvasAgg(figure).print_png(paths[0])  # savefig would draw each file twice, once into nothing
     figure.set_layout_engine("none")  # both files have one layout, and it is found once
-    figure.savefig(paths[1], metadata={"CreationDate": None})
+    FigureCanvasPdf(figure).print_pdf(paths[1], metadata={"CreationDate": None})
     figure.clear()
     return paths
 
