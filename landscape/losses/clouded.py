@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,47 @@ from landscape.losses.entropy import focal_factor
 from landscape.losses.inputs import checked_logits, cross_entropy, is_target, validated_flag, validated_number
 
 
-class GCL(nn.Module):
+class _Clouded(nn.Module):
+    """What losses under clouds have in common: the checked counts and scale, the rarities, and the noise."""
+
+    generator: torch.Generator | None = None
+    clouds: Tensor
+    name: ClassVar[str]
+
+    def __init__(self, class_counts: Counts, scale: float) -> None:
+        super().__init__()
+        counts = checked_counts(class_counts)
+        self.scale = validated_number("scale", scale, above=0)
+        self.num_classes = len(counts)
+        self.register_buffer("clouds", rarity(counts))
+
+    def draw_clouds(self, logits: Tensor) -> Tensor:
+        r"""Draw :math:`|u|\,\hat m` for each logit, u on the generator's device, (B, C) in [0, 1]."""
+        if self.generator is None:
+            raise LandscapeError(
+                f"{self.name} draws noise in training mode: assign loss.generator, or call loss.eval()"
+            )
+        noise = torch.empty_like(logits, device=self.generator.device).normal_(std=1 / 3, generator=self.generator)
+        return noise.clamp_(-1, 1).abs_().to(logits.device) * self.clouds.to(logits.dtype)
+
+
+class _CloudedLogits(_Clouded):
+    """Clouds and a margin on the logits themselves."""
+
+    def __init__(self, class_counts: Counts, scale: float, margin: float, noise_mul: float) -> None:
+        super().__init__(class_counts, scale)
+        self.margin = validated_number("margin", margin)
+        self.noise_mul = validated_number("noise_mul", noise_mul, minimum=0)
+
+    def clouded(self, logits: Tensor, target: Tensor) -> Tensor:
+        r"""Return :math:`s\,(z - a\,|u|\,\hat m - m\, e_y)`, (B, C); without noise in evaluation mode."""
+        adjusted = logits - self.margin * target
+        if self.training and self.noise_mul > 0:
+            adjusted = adjusted - self.noise_mul * self.draw_clouds(logits)
+        return self.scale * adjusted
+
+
+class GCL(_CloudedLogits):
     r"""Gaussian clouded logits, :math:`\text{CE}(s\,(z - a\,|u|\,\hat m - m\, e_y))` on cosines z.
 
     .. math:: \hat m_c = (\log n_{\max} - \log n_c) / (\log n_{\max} - \log n_{\min}), \qquad
@@ -60,8 +101,7 @@ class GCL(nn.Module):
     tensor([0.0190])
     """
 
-    generator: torch.Generator | None = None
-    clouds: Tensor
+    name = "gcl"
 
     def __init__(
         self,
@@ -73,27 +113,17 @@ class GCL(nn.Module):
         gamma: float = 0.0,
         detach: bool = True,
     ) -> None:
-        super().__init__()
-        counts = checked_counts(class_counts)
-        self.scale = validated_number("scale", scale, above=0)
-        self.margin = validated_number("margin", margin)
-        self.noise_mul = validated_number("noise_mul", noise_mul, minimum=0)
+        super().__init__(class_counts, scale, margin, noise_mul)
         self.gamma = validated_number("gamma", gamma, minimum=0)
         self.detach = validated_flag("detach", detach)
-        self.num_classes = len(counts)
-        self.register_buffer("clouds", rarity(counts))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,); with noise in training mode."""
-        adjusted = logits - self.margin * is_target(checked_logits(logits, self.num_classes), labels)
-        if self.training and self.noise_mul > 0:
-            adjusted = adjusted - self.noise_mul * draw_noise("gcl", logits, self.generator) * self.clouds.to(
-                logits.dtype
-            )
-        return _focused(cross_entropy(self.scale * adjusted, labels), self.gamma, detach=self.training and self.detach)
+        clouded = self.clouded(logits, is_target(checked_logits(logits, self.num_classes), labels))
+        return _focused(cross_entropy(clouded, labels), self.gamma, detach=self.training and self.detach)
 
 
-class AngularGCL(nn.Module):
+class AngularGCL(_Clouded):
     r"""Gaussian clouds on angles: :math:`\text{CE}(s \cos(\theta + \delta))`, :math:`\theta = \arccos z` of cosines z.
 
     .. math:: \delta = \tfrac{\pi}{2} \epsilon\, |u|\, \hat m + m\, e_y
@@ -129,8 +159,7 @@ class AngularGCL(nn.Module):
     4. the sine is kept off 0 by the rounding unit, where its derivative is infinite.
     """
 
-    generator: torch.Generator | None = None
-    clouds: Tensor
+    name = "gcl-angular"
 
     def __init__(
         self,
@@ -143,23 +172,18 @@ class AngularGCL(nn.Module):
         gamma: float = 0.0,
         detach: bool = True,
     ) -> None:
-        super().__init__()
-        counts = checked_counts(class_counts)
-        self.scale = validated_number("scale", scale, above=0)
+        super().__init__(class_counts, scale)
         self.margin = validated_number("margin", margin, minimum=0)
         self.epsilon = validated_number("epsilon", epsilon, minimum=0)
         self.easy_margin = validated_flag("easy_margin", easy_margin)
         self.gamma = validated_number("gamma", gamma, minimum=0)
         self.detach = validated_flag("detach", detach)
-        self.num_classes = len(counts)
-        self.register_buffer("clouds", rarity(counts))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,); with noise in training mode."""
         turn = self.margin * is_target(checked_logits(logits, self.num_classes), labels)
         if self.training and self.epsilon > 0:
-            noise = draw_noise("gcl-angular", logits, self.generator)
-            turn = turn + math.pi / 2 * self.epsilon * noise * self.clouds.to(logits.dtype)
+            turn = turn + math.pi / 2 * self.epsilon * self.draw_clouds(logits)
         sine = (1 - logits**2).clamp_min(torch.finfo(logits.dtype).eps ** 2).sqrt()
         turned = logits * turn.cos() - sine * turn.sin()
         if self.easy_margin:
@@ -169,7 +193,7 @@ class AngularGCL(nn.Module):
         return _focused(cross_entropy(self.scale * adjusted, labels), self.gamma, detach=self.training and self.detach)
 
 
-class AsymmetricGCL(nn.Module):
+class AsymmetricGCL(_CloudedLogits):
     r"""Asymmetric GCL: smoothed cross-entropy of clouded logits, with a focal exponent each for label and others.
 
     .. math:: -\sum_c t_c\, f_c \log p_c, \qquad f_y = (1 - p_y)^{\gamma_+}, \quad f_c = p_c^{\gamma_-}, \qquad
@@ -210,8 +234,7 @@ class AsymmetricGCL(nn.Module):
     tensor([0.1269])
     """
 
-    generator: torch.Generator | None = None
-    clouds: Tensor
+    name = "asymmetric-gcl"
 
     def __init__(
         self,
@@ -224,37 +247,19 @@ class AsymmetricGCL(nn.Module):
         gamma_neg: float = 4.0,
         smoothing: float = 0.1,
     ) -> None:
-        super().__init__()
-        counts = checked_counts(class_counts)
-        self.scale = validated_number("scale", scale, above=0)
-        self.margin = validated_number("margin", margin)
-        self.noise_mul = validated_number("noise_mul", noise_mul, minimum=0)
+        super().__init__(class_counts, scale, margin, noise_mul)
         self.gamma_pos = validated_number("gamma_pos", gamma_pos, minimum=0)
         self.gamma_neg = validated_number("gamma_neg", gamma_neg, minimum=0)
         self.smoothing = validated_number("smoothing", smoothing, minimum=0, maximum=1)
-        self.num_classes = len(counts)
-        self.register_buffer("clouds", rarity(counts))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,); with noise in training mode."""
         target = is_target(checked_logits(logits, self.num_classes), labels)
-        adjusted = logits - self.margin * target
-        if self.training and self.noise_mul > 0:
-            noise = draw_noise("asymmetric-gcl", logits, self.generator)
-            adjusted = adjusted - self.noise_mul * noise * self.clouds.to(logits.dtype)
-        surprise = -torch.log_softmax(self.scale * adjusted, dim=1)  # (B, C), -log p
+        surprise = -torch.log_softmax(self.clouded(logits, target), dim=1)  # (B, C), -log p
         own = surprise.gather(1, labels[:, None])[:, 0]
         of_label = focal_factor(own, self.gamma_pos) * own
         spread = (self.smoothing / self.num_classes) * (1 - target) * torch.exp(-self.gamma_neg * surprise) * surprise
         return (1 - self.smoothing + self.smoothing / self.num_classes) * of_label + spread.sum(1)
-
-
-def draw_noise(loss: str, logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw the size of the noise, :math:`|u|`, for each logit on the generator's device, (B, C) in [0, 1]."""
-    if generator is None:
-        raise LandscapeError(f"{loss} draws noise in training mode: assign loss.generator, or call loss.eval()")
-    draw = torch.empty_like(logits, device=generator.device).normal_(std=1 / 3, generator=generator)
-    return draw.clamp_(-1, 1).abs_().to(logits.device)
 
 
 def _focused(ce: Tensor, gamma: float, *, detach: bool) -> Tensor:

@@ -33,28 +33,63 @@ RANGES = {
 }
 
 
-def _check(method: str, options: Mapping[str, Any]) -> None:
-    check_numbers(method, options, RANGES)
-    check_whole(method, options, {"queue": 1, "dim": 1})
-    check_choices(method, options, {"form": FORMS})
-    key = options["key_augmentation"]
-    if key is not None and key not in TRANSFORMS:
-        raise unknown_name("augmentation", str(key), TRANSFORMS)
+class _ParametricContrast(Method):
+    """Two views, the loss's settings, and a queue that grows once per step by what the pieces of its batch left."""
+
+    num_views: ClassVar[int] = 2
+    fixed: ClassVar[Mapping[str, Any]] = OWN_LOSS
+    unsupported: ClassVar[frozenset[str]] = frozenset({"criterion"})
+    name: ClassVar[str]
+    own_ranges: ClassVar[Mapping[str, tuple[float, float]]]
+    queue: ExampleQueue
+    shares: Tensor
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        weights: tuple[float, float, float],
+        temperature: float,
+        key_augmentation: str | None,
+        form: Literal["released", "paper"],
+    ) -> None:
+        super().__init__(setting)
+        self.weights = weights
+        self.temperature = temperature
+        self.key_augmentation = key_augmentation
+        self.form = form
+        counts = torch.tensor(setting.class_counts, dtype=torch.float64)
+        self.register_buffer("shares", counts / counts.sum())
+        self._pending: list[list[tuple[Tensor, Tensor]]] = []  # per piece of the batch, what will enter the queue
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise LandscapeError for an option out of range."""
+        check_numbers(cls.name, options, {**RANGES, **cls.own_ranges})
+        check_whole(cls.name, options, {"queue": 1, "dim": 1})
+        check_choices(cls.name, options, {"form": FORMS})
+        key = options["key_augmentation"]
+        if key is not None and key not in TRANSFORMS:
+            raise unknown_name("augmentation", str(key), TRANSFORMS)
+
+    @property
+    def view_augmentations(self) -> tuple[str | None, ...]:
+        """Name of each view's augmentation."""
+        return (None, self.key_augmentation)
+
+    def against_queue(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the queue's embeddings as they are now, and the labels of both views and of the queue."""
+        return self.queue.embeddings.clone(), torch.cat([labels, labels, self.queue.labels])
+
+    def after_step(self) -> None:
+        """Put into the queue what the batch left for it."""
+        for entries in self._pending:
+            for embeddings, labels in entries:
+                self.queue.push(embeddings, labels)
+        self._pending.clear()
 
 
-def _shares(setting: Setting) -> Tensor:
-    counts = torch.tensor(setting.class_counts, dtype=torch.float64)
-    return counts / counts.sum()
-
-
-def _push_all(queue: ExampleQueue, pending: list[list[tuple[Tensor, Tensor]]]) -> None:
-    for entries in pending:
-        for embeddings, labels in entries:
-            queue.push(embeddings, labels)
-    pending.clear()
-
-
-class PaCo(Method):
+class PaCo(_ParametricContrast):
     r"""Parametric contrastive learning (PaCo): class centres and examples in one contrastive loss.
 
     The anchors are embeddings q of the first view, the others keys k of the second view, from a network that follows the
@@ -95,9 +130,8 @@ class PaCo(Method):
        is reported by Rangwani et al. (Saddle-LongTail, NeurIPS 2022), but its code is not released; this is our reading.
     """
 
-    num_views: ClassVar[int] = 2
-    fixed: ClassVar[Mapping[str, Any]] = OWN_LOSS
-    unsupported: ClassVar[frozenset[str]] = frozenset({"criterion"})
+    name = "paco"
+    own_ranges: ClassVar = {"momentum": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -113,12 +147,14 @@ class PaCo(Method):
         key_augmentation: str | None = None,
         form: Literal["released", "paper"] = "released",
     ) -> None:
-        super().__init__(setting)
-        self.weights = (alpha, beta, gamma)
-        self.temperature = temperature
+        super().__init__(
+            setting,
+            weights=(alpha, beta, gamma),
+            temperature=temperature,
+            key_augmentation=key_augmentation,
+            form=form,
+        )
         self.momentum = momentum
-        self.key_augmentation = key_augmentation
-        self.form = form
         size = num_features(setting.model)
         self.projector = perceptron((size, size, dim), stream(setting.seed, "paco/projector"), has_batchnorm=True)
         self.key_model = frozen_copy(setting.model)
@@ -126,19 +162,6 @@ class PaCo(Method):
         self.queue = ExampleQueue(
             queue, dim, num_labels=RELEASED_QUEUE_LABELS, generator=stream(setting.seed, "paco/queue")
         )
-        self.register_buffer("shares", _shares(setting))
-        self._pending: list[list[tuple[Tensor, Tensor]]] = []  # per piece of the batch, what will enter the queue
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise LandscapeError for an option out of range."""
-        _check("paco", options)
-        check_numbers("paco", options, {"momentum": (0.0, 1.0)})
-
-    @property
-    def view_augmentations(self) -> tuple[str | None, ...]:
-        """Name of each view's augmentation."""
-        return (None, self.key_augmentation)
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
@@ -151,8 +174,7 @@ class PaCo(Method):
     def closures(self, batch: MiniBatch) -> Closures:
         """Move the momentum network, compute the keys, and return the losses against them."""
         labels, keys = batch.labels, self._keys(batch.views[1])
-        earlier, earlier_labels = self.queue.embeddings.clone(), self.queue.labels.clone()
-        everything = torch.cat([labels, labels, earlier_labels])
+        earlier, everything = self.against_queue(labels)
         self._pending.append([(keys, labels)])
 
         def losses() -> Tensor:
@@ -170,14 +192,8 @@ class PaCo(Method):
 
         return Closures(descent=losses, labels=labels)
 
-    def after_step(self) -> None:
-        """Put the keys into the queue."""
-        _push_all(self.queue, self._pending)
 
-    shares: Tensor
-
-
-class GPaCo(Method):
+class GPaCo(_ParametricContrast):
     r"""Generalised parametric contrastive learning (GPaCo): both views are anchors of one network, no momentum encoder.
 
     The loss of an image is the mean over its two views of the loss of :class:`PaCo`; the embeddings of the second
@@ -198,10 +214,8 @@ class GPaCo(Method):
     points per step, the queue grows once, by the embeddings at the first.
     """
 
-    num_views: ClassVar[int] = 2
-    fixed: ClassVar[Mapping[str, Any]] = OWN_LOSS
-    unsupported: ClassVar[frozenset[str]] = frozenset({"criterion"})
-    shares: Tensor
+    name = "gpaco"
+    own_ranges: ClassVar = {"smooth": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -217,34 +231,22 @@ class GPaCo(Method):
         key_augmentation: str | None = None,
         form: Literal["released", "paper"] = "released",
     ) -> None:
-        super().__init__(setting)
-        self.weights = (alpha, beta, gamma)
-        self.temperature = temperature
+        super().__init__(
+            setting,
+            weights=(alpha, beta, gamma),
+            temperature=temperature,
+            key_augmentation=key_augmentation,
+            form=form,
+        )
         self.smooth = smooth
-        self.key_augmentation = key_augmentation
-        self.form = form
         size, num_classes = num_features(setting.model), len(setting.class_counts)
         self.projector = perceptron((size, size, size, dim), stream(setting.seed, "gpaco/projector"))
         self.queue = ExampleQueue(queue, dim, num_labels=num_classes, generator=stream(setting.seed, "gpaco/queue"))
-        self.register_buffer("shares", _shares(setting))
-        self._pending: list[list[tuple[Tensor, Tensor]]] = []  # per piece of the batch, what will enter the queue
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise LandscapeError for an option out of range."""
-        _check("gpaco", options)
-        check_numbers("gpaco", options, {"smooth": (0.0, 1.0)})
-
-    @property
-    def view_augmentations(self) -> tuple[str | None, ...]:
-        """Name of each view's augmentation."""
-        return (None, self.key_augmentation)
 
     def closures(self, batch: MiniBatch) -> Closures:
         """Return the losses of both views against each other and the queue."""
         labels = batch.labels
-        earlier, earlier_labels = self.queue.embeddings.clone(), self.queue.labels.clone()
-        everything = torch.cat([labels, labels, earlier_labels])
+        earlier, everything = self.against_queue(labels)
         seen: list[tuple[Tensor, Tensor]] = []
         self._pending.append(seen)
 
@@ -269,7 +271,3 @@ class GPaCo(Method):
     def _embedded(self, view: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = features_and_logits(self.setting.model, view)
         return functional.normalize(self.projector(features), dim=1), logits
-
-    def after_step(self) -> None:
-        """Put the second view's embeddings into the queue."""
-        _push_all(self.queue, self._pending)
