@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -70,13 +71,10 @@ def writing_to(out: Path, *, is_file: bool, inputs: Sequence[Path] = (), parts: 
 
 
 def _require_writable(folder: Path, out: Path) -> None:
-    from landscape.results import writing_atomically
-
-    probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with writing_atomically(probe) as temporary:
-            temporary.touch()
-        probe.unlink()
+        # A name of its own: the processes of torchrun look into one folder at the same time.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
+            pass
     except OSError as error:
         raise LandscapeError(f"--out {out}: cannot write there ({error.strerror}); choose another folder") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli_cases import landscape, require_one_line, succeeds
 
 import landscape as package
+from landscape.cli.app import writing_to
 
 DATA = ("--dataset", "--data-dir", "--imbalance-ratio", "--mean", "--std", "--model", "--device", "--json")
 TRAINING = ("--out", "--loss", "--epochs", "--seed", "--dry-run")
@@ -110,3 +112,13 @@ def test_a_missing_checkpoint_argument_is_named(command):
 @pytest.mark.parametrize(("option", "value"), [("--epochs", "many"), ("--lr", "fast"), ("--seed", "1.5")])
 def test_a_value_of_the_wrong_kind_names_its_option(option, value):
     require_one_line(landscape("train", "--out", "x", option, value), option)
+
+
+def test_processes_that_probe_one_folder_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    def probe(_: int) -> None:
+        with writing_to(tmp_path / "out", is_file=False):
+            pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(probe, range(400)))
+    assert list((tmp_path / "out").iterdir()) == []
