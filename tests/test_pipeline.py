@@ -11,49 +11,22 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from pipeline_cases import ANALYSIS, RUN, TINY, TRAIN, groups_in, make_tiny, names
 
 from landscape import pipeline
-from landscape.comparison import compare
 from landscape.errors import LandscapeError
-from landscape.flatness import FlatnessOptions
 from landscape.loading import CheckpointSource
-from landscape.perturbation import PerturbationOptions
-from landscape.pipeline import AnalysisSpec, RunSpec, analyse, estimate_run, figures, prepare, run_everything
-from landscape.plan import Plan
-from landscape.results import WHOLE_ANALYSIS, load_results, save_results, validate
-from landscape.spectrum import SpectrumOptions
-from landscape.training import TrainSpec, train
+from landscape.pipeline import AnalysisSpec, analyse, estimate_run, figures, prepare, run_everything
+from landscape.results import WHOLE_ANALYSIS, save_results, validate
+from landscape.training import train
 
-TINY = Plan(
-    spectrum=SpectrumOptions(num_probes=2, num_steps=6, max_steps=16),
-    perturbation=PerturbationOptions(num_draws=4, sigmas=(0.01,), rhos=(0.05,), ascent_steps=2),
-    line_points=5,
-    line_pairs=1,
-    plane_points=3,
-    eigen_points=3,
-    max_per_class=5,
-    escape_lengths=2,
-    flatness=FlatnessOptions(num_pairs=2, measures=("mean_increase",)),
-)
-TRAIN = TrainSpec(model="mlp", epochs=1, batch_size=64)
-ANALYSIS = AnalysisSpec(preset="quick", lanes="tail,all")
-RUN = RunSpec(TRAIN, ("sgd", "sam"), ANALYSIS)
 ONE_RUN = ["checkpoint.safetensors", "history.csv", "results.nc", "run.json", "summary.csv"]
-
-
-def write_text(path, trees, context):
-    path.write_text("\n".join(f"{key}: {value}" for key, value in context.items()))
-    return path
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """The preset at a tenth of its size, a report in plain text, and no drawing but a list of what would be drawn."""
-    drawn = []
-    monkeypatch.setattr(pipeline, "write_report", write_text)
-    monkeypatch.setattr(pipeline, "choose_plan", lambda preset: TINY)
-    monkeypatch.setattr(pipeline.Drawing, "start", lambda self, out, files: drawn.append((out, dict(files))))
-    return drawn
+    return make_tiny(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +50,6 @@ class ComputedAgainError(Exception):
 
 def never(*args, **kwargs):
     raise ComputedAgainError
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def groups_in(path):
-    return {name: node.to_dataset() for name, node in load_results(path).children.items()}
 
 
 def require_identical(folder, other, besides):
@@ -391,73 +356,6 @@ def test_the_estimate_of_a_run_names_its_stages():
     stages = estimate_run(RUN)
     assert list(stages) == ["training with sgd", "training with sam", "analysis, 2 times"]
     assert all(seconds > 0 for seconds, _ in stages.values())
-
-
-# ---- comparisons --------------------------------------------------------------------------------------------------
-
-
-def copied(folder, out, change=lambda dataset: dataset):
-    """Copy what a comparison needs of an analysis, with its datasets changed."""
-    out.mkdir(parents=True)
-    groups = groups_in(folder / "results.nc")
-    save_results({name: change(groups[name]) for name in ("accuracy", "spectrum")}, out / "results.nc")
-    return out
-
-
-@pytest.fixture(scope="module")
-def measured(finished, tmp_path_factory):
-    """The folder of the main job with its two analyses, less what takes long to read and to draw."""
-    out = tmp_path_factory.mktemp("measured")
-    for name in RUN.optimizers:
-        copied(finished[0] / name, out / name)
-    return out
-
-
-def test_compare_two_folders_or_the_folder_of_a_main_job(measured, tmp_path, tiny):
-    table = compare([measured / "sgd", measured / "sam"], tmp_path / "two", command="landscape compare sgd sam")
-    whole = compare([measured], tmp_path / "whole", command="landscape compare run")
-    assert names(tmp_path / "two") == ["report.html", "summary.csv"]
-    assert [out for out, _ in tiny] == [tmp_path / "two" / "figures", tmp_path / "whole" / "figures"]
-    assert table.index.get_level_values("model").unique().tolist() == ["sgd", "sam"]
-    pd.testing.assert_frame_equal(whole.loc[["sgd", "sam"]], table)
-    page = (tmp_path / "two" / "report.html").read_text()
-    assert "2 checkpoints compared" in page
-    assert "landscape compare sgd sam" in page
-
-
-def test_folders_of_the_same_name_are_told_apart_by_their_parents(measured, tmp_path, tiny):
-    other = copied(measured / "sgd", tmp_path / "b" / "sgd")
-    first = copied(measured / "sgd", tmp_path / "a" / "sgd")
-    table = compare([first, other], tmp_path / "out", command="compare")
-    assert table.index.get_level_values("model").unique().tolist() == ["a/sgd", "b/sgd"]
-
-
-def test_lanes_that_differ_cannot_be_compared(measured, tmp_path, tiny):
-    other = copied(measured / "sam", tmp_path / "other", lambda dataset: dataset.isel(lane=[0]))
-    with pytest.raises(LandscapeError, match="cannot compare sgd with other: their lanes differ"):
-        compare([measured / "sgd", other], tmp_path / "out", command="compare")
-    assert not (tmp_path / "out" / "summary.csv").exists()
-
-
-def test_settings_that_differ_are_warned_about(measured, tmp_path, tiny):
-    other = copied(measured / "sam", tmp_path / "other", lambda dataset: dataset.assign_attrs(split="test"))
-    compare([measured / "sgd", other], tmp_path / "out", command="compare")
-    assert "sgd and other differ in split: train against test" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_folder_is_not_compared_with_itself(measured, tmp_path, tiny):
-    with pytest.raises(LandscapeError):
-        compare([measured / "sgd", measured / "sgd"], tmp_path / "out", command="compare")
-
-
-def test_compare_needs_two_analyses(measured, tmp_path, tiny):
-    with pytest.raises(LandscapeError, match="at least two analysed checkpoints, got 1"):
-        compare([measured / "sgd"], tmp_path / "out", command="compare")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LandscapeError, match=r"no results.nc in .*empty or the folders in it: run 'landscape figures'"):
-        compare([measured / "sgd", tmp_path / "empty"], tmp_path / "out", command="compare")
-    with pytest.raises(LandscapeError, match=r"no results.nc in .*none"):
-        compare([measured / "sgd", tmp_path / "none"], tmp_path / "out", command="compare")
 
 
 def test_the_journal_of_a_finished_analysis_is_gone(finished):
