@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
+from landscape.files import write_bytes
 from landscape.models import find_head, infer_model
-from landscape.results import writing_atomically
 
 METADATA_KEY = "landscape"
 CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net")
@@ -60,15 +60,6 @@ class Checkpoint:
     spec: dict[str, Any] | None
     sha256: str
     container: str
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step; a file that cannot be written is a LandscapeError."""
-    try:
-        with writing_atomically(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise LandscapeError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_checkpoint(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Path:

@@ -19,10 +19,11 @@ from landscape.diagnosis import measure_accuracy, measure_everything, summarise
 from landscape.drawing import Drawing
 from landscape.errors import LandscapeError
 from landscape.estimation import estimate_cost
+from landscape.files import writing_atomically
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, held_out_risk, load_checkpoint, risk_of
 from landscape.plan import Plan, capped, choose_plan
 from landscape.report import write_report
-from landscape.results import Journal, load_results, save_results, versions, writing_atomically
+from landscape.results import Journal, load_results, save_results, versions
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk
 from landscape.risk.augmented import RedrawnRisk, require_fixed
 from landscape.risk.lanes import require_group_average

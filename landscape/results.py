@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import platform
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from landscape.errors import LandscapeError
+from landscape.files import writing_atomically
 
 _DIFFERENCE = tuple(f"loss_difference{part}" for part in ("", "_low", "_high", "_stderr"))
 _RADII = {
@@ -185,17 +184,6 @@ def load_results(path: str | Path) -> xr.DataTree:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LandscapeError(f"{path} is not a results file of landscape, or is damaged ({reason})") from None
-
-
-@contextmanager
-def writing_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that replaces it in one step on success and vanishes on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Journal:

@@ -15,6 +15,7 @@ import typer
 from landscape import __version__
 from landscape.cli.terminal import say
 from landscape.errors import LandscapeError
+from landscape.files import require_replaceable
 
 app = typer.Typer(
     name="landscape",
@@ -57,7 +58,7 @@ def writing_to(out: Path, *, is_file: bool, inputs: Sequence[Path] = (), parts: 
             raise LandscapeError(f"--out {out}: that is {what} to be read; choose another name")
     if is_file and out.is_dir():
         raise LandscapeError(f"--out {out}: expected a file name such as {out / 'result.nc'}, got a folder")
-    folder = out.parent if is_file else out
+    folder = require_replaceable(out).parent if is_file else out
     made = [*(folder / part for part in parts), folder, *folder.parents]
     made = [path for path in made if not path.exists()]
     _require_writable(folder, out)

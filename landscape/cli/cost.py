@@ -33,10 +33,13 @@ def cost(
     """Time every optimizer on the same network, loss and batch: passes, time relative to plain training, memory."""
     from landscape.cost import CostOptions, measure_costs
     from landscape.errors import LandscapeError
+    from landscape.files import require_replaceable, write_bytes
     from landscape.optimizers import OPTIMIZERS
 
     if out is not None and (out.suffix != ".csv" or not out.parent.is_dir()):
         raise LandscapeError(f"--out: expected a .csv file in a folder that exists, got {out}")
+    if out is not None:
+        require_replaceable(out)
     names = opt.parse_names(optimizers, "--optimizers") if optimizers is not None else tuple(OPTIMIZERS)
     costs = measure_costs(
         opt.train_spec(given),
@@ -48,7 +51,7 @@ def cost(
     if out is not None:
         import pandas as pd
 
-        pd.DataFrame([asdict(row) for row in costs]).to_csv(out, index=False)
+        write_bytes(out, pd.DataFrame([asdict(row) for row in costs]).to_csv(index=False).encode())
     if given["as_json"]:
         print_json({"measured": [asdict(row) for row in costs], "published": _published()})
         return

@@ -16,6 +16,7 @@ from landscape.cli.surface_tables import show_differences, show_surfaces
 from landscape.cli.surface_work import AUTO, SurfaceWork, other_files
 from landscape.cli.terminal import print_json, say
 from landscape.errors import LandscapeError, unknown_name
+from landscape.files import require_replaceable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -185,3 +186,5 @@ def _require_sense(checkpoints: Sequence[Path], given: dict[str, Any]) -> None:
         )
     if len(checkpoints) > 1 and given["save_directions"] is not None:
         raise LandscapeError("--save-directions: expected one checkpoint, got several; run the command once for each")
+    if given["save_directions"] is not None:
+        require_replaceable(given["save_directions"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from landscape.data.decoding import Geometry
 from landscape.errors import LandscapeError
+from landscape.files import kind_of, writing_atomically
 
 # Part of the name of a cache file: raise it when the same file and geometry give other pixels.
 DECODER_VERSION = 1
@@ -52,6 +53,8 @@ class PixelStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _create(path, shape)
+            if (kind := kind_of(path)) != "file":
+                raise ValueError(f"it is {kind}")
             with path.open("rb") as file:
                 np.lib.format.read_magic(file)
                 found, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -90,14 +93,9 @@ def cache_path(cache_dir: str | Path, root: Path, names: tuple[str, ...], geomet
 
 def _create(path: Path, shape: tuple[int, ...]) -> None:
     """Write an empty store under another name and move it into place: two runs may do so at once."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            total = file.tell() + int(np.prod(shape)) + shape[0]
-            file.truncate(total)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, total)  # no room is an error here, not a crash while it fills
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing_atomically(path) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        total = file.tell() + int(np.prod(shape)) + shape[0]
+        file.truncate(total)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, total)  # no room is an error here, not a crash while it fills

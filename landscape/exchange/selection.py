@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.results import writing_atomically
+from landscape.files import writing_atomically
 
 # The dimensions of a plane; a line has no beta.
 GRID = ("pair", "beta", "alpha", "lane")

@@ -11,6 +11,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 from landscape.figures.catalogue import CATALOGUE, available
+from landscape.files import writing_atomically
 
 _LOG = logging.getLogger(__name__)
 _DPI = 160
@@ -91,9 +92,11 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
     figure.set_dpi(_DPI)
-    FigureCanvasAgg(figure).print_png(paths[0])  # savefig would draw each file twice, once into nothing
+    with writing_atomically(paths[0]) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)  # savefig would draw each file twice, once into nothing
     figure.set_layout_engine("none")  # both files have one layout, and it is found once
-    FigureCanvasPdf(figure).print_pdf(paths[1], metadata={"CreationDate": None})
+    with writing_atomically(paths[1]) as temporary:
+        FigureCanvasPdf(figure).print_pdf(temporary, metadata={"CreationDate": None})
     figure.clear()
     return paths
 

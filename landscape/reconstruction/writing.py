@@ -11,6 +11,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.figures.saving import save_figure
+from landscape.files import write_bytes
 from landscape.reconstruction.plots import Made, Progress, Settings
 from landscape.reconstruction.registry import RECONSTRUCTIONS, Reconstruction
 from landscape.results import Journal, save_results
@@ -85,7 +86,7 @@ def reconstruct(
         dataset.attrs |= {"reconstruction": name, "reconstruction_of": published.imitates, "ours": published.ours}
         paths.append(save_results({made.group: dataset}, folder / f"{name}-{label}.nc"))
     text = folder / f"{name}.md"
-    text.write_text(_caption(published, made))
+    write_bytes(text, _caption(published, made).encode())
     if journal is not None:
         journal.clear()
     return [*paths, text]

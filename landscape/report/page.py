@@ -17,6 +17,7 @@ from landscape.errors import LandscapeError
 from landscape.figures import CATALOGUE, Entry, plot_history
 from landscape.figures.catalogue import SECTIONS, available
 from landscape.figures.style import VERDICT_LOOKS
+from landscape.files import write_bytes
 from landscape.report import summary
 
 _KNOWN = (
@@ -111,7 +112,7 @@ def write_report(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
     return path
 
 

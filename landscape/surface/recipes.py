@@ -11,8 +11,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from landscape.checkpoint import write_bytes
 from landscape.errors import LandscapeError, unknown_name
+from landscape.files import write_bytes
 from landscape.layout import ParameterLayout
 from landscape.risk import ClassRisk
 from landscape.spectrum import SpectrumOptions

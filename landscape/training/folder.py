@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from landscape.checkpoint import write_bytes
 from landscape.errors import LandscapeError
+from landscape.files import write_bytes
 from landscape.training.spec import TrainSpec
 
 CHECKPOINT, RECORD, HISTORY, STATE = "checkpoint.safetensors", "run.json", "history.csv", "state.pt"

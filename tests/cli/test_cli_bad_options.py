@@ -216,3 +216,15 @@ def test_the_main_job_is_not_started_by_several_processes(tmp_path, monkeypatch)
         tmp_path / "out",
         match="analyses in one process, got 2: start it without torchrun",
     )
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "loop"])
+def test_out_that_is_no_regular_file_is_left_alone(checkpoint, tmp_path, kind):
+    out = tmp_path / "result.nc"
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to("/dev/null" if kind == "device" else out.name)
+    before = os.lstat(out)
+    refuses(tmp_path, "perturb", checkpoint, "--out", out, *FEW, match=r"result\.nc")
+    assert os.lstat(out).st_ino == before.st_ino
