@@ -12,6 +12,7 @@ from landscape.class_weights import CLASS_WEIGHTS, Counts, class_balanced_weight
 from landscape.losses.adjustment import BalancedSoftmax, ClassDependentTemperatures, LogitAdjusted, VectorScaling
 from landscape.losses.clouded import GCL, AngularGCL, AsymmetricGCL
 from landscape.losses.entropy import SMOOTHING_SHAPES, CrossEntropy, Focal, LabelAwareSmoothing
+from landscape.losses.likelihood import cross_entropy, surprises
 from landscape.losses.margins import LDAM
 from landscape.losses.published import PUBLISHED_LOSSES
 from landscape.losses.registry import COSINE_LOSSES, LOSSES, build_loss, wants_cosines
@@ -40,5 +41,7 @@ __all__ = [
     "build_loss",
     "class_balanced_weights",
     "class_weights",
+    "cross_entropy",
+    "surprises",
     "wants_cosines",
 ]

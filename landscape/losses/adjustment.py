@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from landscape.class_weights import Counts, checked_counts
-from landscape.losses.inputs import checked_logits, cross_entropy, validated_number
+from landscape.losses.inputs import checked_logits, validated_number
+from landscape.losses.likelihood import cross_entropy
 
 
 class BalancedSoftmax(nn.Module):

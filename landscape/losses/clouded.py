@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from landscape.class_weights import Counts, checked_counts, rarity
 from landscape.errors import LandscapeError
 from landscape.losses.entropy import focal_factor
-from landscape.losses.inputs import checked_logits, cross_entropy, is_target, validated_flag, validated_number
+from landscape.losses.inputs import checked_logits, is_target, validated_flag, validated_number
+from landscape.losses.likelihood import cross_entropy, surprises
 
 
 class _Clouded(nn.Module):
@@ -255,7 +256,7 @@ class AsymmetricGCL(_CloudedLogits):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,); with noise in training mode."""
         target = is_target(checked_logits(logits, self.num_classes), labels)
-        surprise = -torch.log_softmax(self.clouded(logits, target), dim=1)  # (B, C), -log p
+        surprise = surprises(self.clouded(logits, target))  # (B, C), -log p
         own = surprise.gather(1, labels[:, None])[:, 0]
         of_label = focal_factor(own, self.gamma_pos) * own
         spread = (self.smoothing / self.num_classes) * (1 - target) * torch.exp(-self.gamma_neg * surprise) * surprise

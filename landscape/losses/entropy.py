@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from landscape.class_weights import Counts, checked_counts, class_balanced_weights
 from landscape.errors import LandscapeError, unknown_name
-from landscape.losses.inputs import checked_logits, cross_entropy, validated_flag, validated_number
+from landscape.losses.inputs import checked_logits, validated_flag, validated_number
+from landscape.losses.likelihood import cross_entropy, surprises
 
 SmoothingShape = Literal["concave", "linear", "convex", "exponential"]
 Spread = Literal["all", "others"]
@@ -148,7 +149,7 @@ class LabelAwareSmoothing(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, (B, C), (B,) -> (B,)."""
-        surprise = -torch.log_softmax(checked_logits(logits, self.num_classes), dim=1)  # (B, C)
+        surprise = surprises(checked_logits(logits, self.num_classes))  # (B, C)
         own = surprise.gather(1, labels[:, None])[:, 0]
         if self.spread == "all":
             rest = surprise.mean(1)

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from landscape.errors import LandscapeError
 
@@ -42,8 +41,3 @@ def checked_logits(logits: Tensor, num_classes: int) -> Tensor:
 def is_target(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1 where a logit belongs to the label, in the type of the logits, (B, C)."""
     return (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each example, (B, C), (B,) -> (B,)."""
-    return functional.cross_entropy(logits, labels, reduction="none")

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from landscape.losses import cross_entropy
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.batchnorm import require_batch
+from landscape.risk.likelihoods import losses_of
 
 if TYPE_CHECKING:
     from landscape.risk.model import ModelRisk
@@ -28,8 +30,8 @@ def class_means(risk: ModelRisk, theta: Tensor, classes: Sequence[int] | None) -
         buffers = risk._buffers_at(theta)
         for rows in _rows_of(risk, wanted):
             logits, labels = risk.logits(theta, rows, buffers), risk._examples.labels[rows]
-            own = risk.loss(logits, labels)
-            plain = own if risk.loss_name == "ce" else functional.cross_entropy(logits, labels, reduction="none")
+            own = losses_of(risk.loss, logits, labels, risk.loss_name)
+            plain = own if risk.loss_name == "ce" else cross_entropy(logits, labels)
             values = torch.stack([own.double(), plain.double(), (logits.argmax(1) == labels).double()])
             sums += values @ functional.one_hot(labels, num_classes).double()
     counts = torch.full((num_classes,), torch.nan, dtype=torch.float64)

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.errors import unknown_name
+from landscape.losses import cross_entropy
 from landscape.memory import available_memory, keep_freed_memory
 from landscape.risk.arithmetic import plain_checkpointing, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import calibration_batches, recalibrate
@@ -27,6 +27,7 @@ from landscape.risk.folding import Pair, find_pairs, fold
 from landscape.risk.fusion import fused
 from landscape.risk.inputs import Inputs, call_with, logits_in, num_rows, rows_of
 from landscape.risk.intake import copied
+from landscape.risk.likelihoods import losses_of
 from landscape.risk.model import ModelRisk
 from landscape.risk.replay import Replayed
 
@@ -224,7 +225,7 @@ class PointEvaluator:
     def _forward(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """Return (quantities, rows) float64."""
         logits = logits_in(call_with(self._folded, inputs)).to(self._risk.dtype)
-        plain = functional.cross_entropy(logits, labels, reduction="none").double()
+        plain = cross_entropy(logits, labels).double()
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         margin = (own - others).double()
@@ -232,7 +233,7 @@ class PointEvaluator:
         wrong = (logits.argmax(1) != labels).double()
         rows = {"loss": plain, "error": torch.where(plain.isnan(), plain, wrong), "margin": margin}
         if self._risk.loss_name != "ce":
-            rows["own_loss"] = self._risk.loss(logits, labels).double()
+            rows["own_loss"] = losses_of(self._risk.loss, logits, labels, self._risk.loss_name).double()
         return torch.stack([rows[name] for name in self.names])
 
 

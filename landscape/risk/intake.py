@@ -100,5 +100,15 @@ def resolve_loss(
     else:
         name = str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
     if isinstance(loss, nn.Module):
-        loss = copy.deepcopy(loss).eval().to(device=device, dtype=dtype)
-    return name, loss
+        loss = copy.deepcopy(loss).eval().to(device=device)
+    return name, loss_in(dtype, loss)
+
+
+def loss_in(dtype: torch.dtype, loss: PerExampleLoss) -> PerExampleLoss:
+    """Return a loss whose constants are those given, rounded once to a precision: back from float32 they would be others."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    (given,) = getattr(loss, "given_as", (loss,))
+    cast = copy.deepcopy(given).to(dtype)
+    cast.given_as = (given,)  # in a tuple, which keeps it out of the module's parts
+    return cast

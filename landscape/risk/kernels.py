@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from landscape.risk.likelihoods import LIKELIHOODS
+
 aten = torch.ops.aten
 
 # Stride, padding, dilation and groups of a convolution.
@@ -322,44 +324,12 @@ def _batch_norm(
     return _Normalisation.apply(_dense(input), scale, shift, running_mean, running_var, eps)
 
 
-def _log_softmax(
-    input: Tensor,  # the ordinary function's keyword
-    dim: int | None = None,
-    _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    if dim is None or dtype is not None or torch.autograd.forward_ad._current_level < 0:
-        return functional.log_softmax(input, dim, _stacklevel, dtype)
-    # PyTorch's forward-mode formulas of log_softmax and logsumexp overwrite what their own derivative would need.
-    centred = input - input.detach().amax(dim, keepdim=True)
-    return centred - centred.exp().sum(dim, keepdim=True).log()
-
-
-def _cross_entropy(input: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Cross-entropy of z - z_m, z_m the largest, with a constant 0 in its place: the same number and exact derivatives.
-
-    p_m - 1 and p_m (1 - p_m) would keep no digit where an example is certain (p_m = 1 - 1e-7 in float32), be it right
-    or wrong; the slope and the curvature are in the other classes' probabilities, which do.
-    """
-    if input.dim() < 2 or input.shape[1] < 2:
-        return functional.cross_entropy(input, target, *args, **options)
-    largest = input.detach().argmax(1, keepdim=True)
-    places = torch.arange(input.shape[1], device=input.device).view(-1, *[1] * (input.dim() - 2))
-    shifted = (input - input.gather(1, largest)).masked_fill(largest == places, 0.0)
-    given = {name: value for name, value in options.items() if name == "weight" or value not in (None, 0.0)}
-    known = given.keys() <= {"weight", "ignore_index", "reduction"}
-    if args or not known or torch.autograd.forward_ad._current_level < 0:
-        return functional.cross_entropy(shifted, target, *args, **options)
-    return functional.nll_loss(_log_softmax(shifted, 1), target, **given)
-
-
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv1d: _convolution(torch.conv1d, 1),
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     functional.batch_norm: _batch_norm,
-    functional.log_softmax: _log_softmax,
-    functional.cross_entropy: _cross_entropy,
+    **LIKELIHOODS,
 }
 
 
@@ -376,7 +346,7 @@ class TwiceDifferentiable(TorchFunctionMode):
     of every order are those of the ordinary functions to rounding. Whatever is not covered (training mode, no running
     statistics, padding by name) goes the ordinary way, so do convolutions under ``torch.func`` and forward-mode AD,
     where a batch norm becomes its affine map. Under one :func:`torch.func.vmap` alone, the mapped weights become the
-    groups of one convolution.
+    groups of one convolution. Likelihoods are those of :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -30,6 +30,7 @@ from landscape.risk.intake import (
     PerExampleLoss,
     copied,
     count_outputs,
+    loss_in,
     names_of,
     private_copy,
     require_finite,
@@ -37,6 +38,7 @@ from landscape.risk.intake import (
     study_dtype,
 )
 from landscape.risk.lanes import require_members
+from landscape.risk.likelihoods import losses_of
 from landscape.risk.network import Network, measured_graph
 from landscape.risk.passes import (
     Pass,
@@ -249,8 +251,7 @@ class ModelRisk:
         clone.policy = policy or self.policy
         clone._model = copied(self._model).to(dtype)
         clone._examples = examples
-        if isinstance(self.loss, nn.Module):
-            clone.loss = copy.deepcopy(self.loss).to(dtype)
+        clone.loss = loss_in(dtype, self.loss)
         clone._use(Network.of(clone._model, self._params, uses_batch_statistics=not clone.is_additive))
         clone.theta = self.theta.to(dtype)
         if dtype != self.dtype:  # its products are few, and this risk's graphs may be kept beside its own
@@ -287,13 +288,7 @@ class ModelRisk:
 
     def losses_of(self, logits: Tensor, rows: slice) -> Tensor:
         """Return the per-example losses (rows,) of logits (rows, C), differentiable."""
-        losses, expected = self.loss(logits, self.labels[rows]), tuple(logits.shape[:1])
-        if tuple(losses.shape) != expected:
-            raise LandscapeError(
-                f"loss '{self.loss_name}': expected one value per example {expected}, got {tuple(losses.shape)}; "
-                "use reduction='none'"
-            )
-        return losses
+        return losses_of(self.loss, logits, self.labels[rows], self.loss_name)
 
     def losses(self, theta: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Return (C,) float64 mean losses; NaN for classes not asked for or without examples."""

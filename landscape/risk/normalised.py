@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from landscape.errors import LandscapeError
+from landscape.losses import cross_entropy
 from landscape.risk.model import ModelRisk
 from landscape.risk.protocol import ClassRisk
 
@@ -27,7 +28,7 @@ def normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     True
     """
     centred = logits - logits.mean(1, keepdim=True)
-    return functional.cross_entropy(functional.normalize(centred, dim=1), labels, reduction="none")
+    return cross_entropy(functional.normalize(centred, dim=1), labels)
 
 
 def logit_normalised(risk: ClassRisk) -> ModelRisk:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from landscape.losses import cross_entropy
 from landscape.risk.arithmetic import differentiation, load_forward_mode
 from landscape.risk.intake import resolve_loss
 from landscape.risk.kernels import TwiceDifferentiable
@@ -92,7 +92,7 @@ def example_terms(risk: ModelRisk, directions: Tensor) -> dict[str, ExampleTerms
                     own = risk.losses_of(logits, rows)
                     if is_plain:
                         return own[None]
-                    plain = functional.cross_entropy(logits, risk.labels[rows], reduction="none")
+                    plain = cross_entropy(logits, risk.labels[rows])
                     return torch.stack([plain, own])
 
             slope: list[Tensor] = []

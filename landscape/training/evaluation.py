@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from landscape.data import Dataset, Split
+from landscape.losses import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,6 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
             part.training = was_training
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, labels, reduction="none")
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -101,7 +97,7 @@ def evaluate(
             images, labels = stored.to(reference.device), own.to(reference.device)
             inputs = dataset.normalise(images, dtype=reference.dtype)
             logits = (model(inputs) + model(inputs.flip(3))) / 2 if flip else model(inputs)
-            losses = (criterion or _cross_entropy)(logits, labels)
+            losses = (criterion or cross_entropy)(logits, labels)
             hits = logits.argmax(dim=1) == labels
             sums.index_add_(1, labels, torch.stack([losses.double(), hits.double(), torch.ones_like(losses).double()]))
     loss, correct, count = sums.cpu()

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from landscape.checkpoint import load_weights, read_checkpoint
 from landscape.errors import LandscapeError
+from landscape.losses import cross_entropy
 from landscape.models import build_model
 from landscape.training.evaluation import evaluation_mode
 from landscape.training.methods.auxiliary import frozen_copy
@@ -185,7 +186,7 @@ class M2m(Method):
         with torch.enable_grad():
             pixels = pixels.detach().requires_grad_(True)
             images = self._normalised(pixels)
-            losses = functional.cross_entropy(self.translator(images), labels, reduction="none")
+            losses = cross_entropy(self.translator(images), labels)
             own = self.setting.model(images).gather(1, source_labels[:, None]).squeeze(1)
             (gradient,) = torch.autograd.grad((losses + self.lam * own).sum(), [pixels])
         lengths = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
