@@ -72,6 +72,9 @@ class Evidence:
     quadratic_radius: float  # NaN where nobody walked
     steps_to_decide: int
     precision_gap: float = 0.0  # what the precision of the run does to H; part of lower_bound
+    smallest_radius: float = 0.0  # where the curvature begins to stand out of the noise of the loss
+    reach: float = math.inf  # the size of the weights, or 1
+    is_double: bool = True  # whether the walk was made in float64
 
 
 def is_certified_negative(lambda_min: float, error: float, lambda_max: float, threshold: float) -> bool:
@@ -84,6 +87,11 @@ def is_negative(evidence: Evidence, threshold: float) -> bool:
     return is_certified_negative(
         evidence.lambda_min, evidence.residual + evidence.noise, evidence.lambda_max, threshold
     )
+
+
+def is_hidden(evidence: Evidence) -> bool:
+    """Whether the curvature would show in the loss only beyond the size of the weights: it is rounding, or as good as."""
+    return evidence.smallest_radius > evidence.reach
 
 
 def tighter_error(value: float, residual: float, ritz: RitzPairs, noise: float) -> float:
@@ -108,11 +116,22 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     ``saddle``: certified negative curvature above the threshold, and it outweighs the slope within the radius where
     the quadratic model holds (crossover_radius < quadratic_radius). ``slope``: the same curvature, but the gradient
     wins. ``no negative curvature``: lambda_min >= -threshold lambda_max with the stated probability. Else ``undecided``.
+
+    A curvature that the noise of the loss hides as far as the weights are long is not certified, and a gradient that
+    the curvature outweighs at every radius where the loss can be told from its noise, such as one of 0, makes no slope.
     """
     e = evidence
     error = e.residual + e.noise
     ratio = -e.lambda_min / e.lambda_max if e.lambda_max > 0 else math.inf
-    if is_negative(e, threshold):
+    hidden = 0.0
+    if is_negative(e, threshold) and is_hidden(e):
+        hidden = -e.lambda_min * (e.smallest_radius / e.reach) ** 2
+        if not e.is_double:
+            return "undecided", (
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g}, but the rounding of the loss hides up to {hidden:.1g} "
+                f"within radius {e.reach:.2g}: float64 would decide"
+            )
+    elif is_negative(e, threshold):
         if math.isnan(e.quadratic_radius):
             return "undecided", (
                 f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) is certified; "
@@ -123,12 +142,22 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
                 f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) outweighs the slope "
                 f"beyond radius {e.crossover_radius:.2g}, and the loss stays quadratic up to {e.quadratic_radius:.2g}"
             )
+        if e.crossover_radius < e.smallest_radius:
+            return "undecided", (
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) is certified and the gradient "
+                f"{e.gradient_norm:.2g} does not outweigh it, but the loss is nowhere quadratic"
+            )
         reach = (
             f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
         )
         return "slope", (
             f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max), but the gradient "
             f"{e.gradient_norm:.2g} outweighs it up to radius {e.crossover_radius:.2g}, and the loss {reach}"
+        )
+    if hidden and e.lower_bound >= -hidden:
+        return "no negative curvature", (
+            f"lambda_min >= {e.lower_bound:.3g} with the stated probability, and of curvature up to {hidden:.1g} the rounding of "
+            f"the loss leaves nothing within radius {e.reach:.2g}"
         )
     if e.lower_bound >= -threshold * max(e.lambda_max, 0.0) - e.noise:
         return "no negative curvature", (

@@ -12,14 +12,13 @@ from torch import Tensor
 from landscape.randomness import numpy_stream
 from landscape.risk import ClassRisk
 from landscape.spectrum.bootstrap import bootstrap_mean, most_negative, per_example_curvatures
-from landscape.spectrum.certificate import Evidence, is_negative, lower_bound, steps_to_exclude
+from landscape.spectrum.certificate import Evidence, is_hidden, is_negative, lower_bound, steps_to_exclude
 from landscape.spectrum.ends import Extremes
 from landscape.spectrum.lanczos import BREAKDOWN_EPS
 from landscape.spectrum.options import SpectrumOptions
-from landscape.spectrum.walk import smallest_radius, walk_both_ways
+from landscape.spectrum.rounding import loss_noise
+from landscape.spectrum.walk import Walk, smallest_radius, walk_both_ways
 
-# Relative error of one loss evaluation (per-example values in the model's precision, sums in float64).
-LOSS_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-14}
 # The images whose share of the negative curvature is reported.
 NUM_WORST_IMAGES = 1
 
@@ -111,13 +110,23 @@ def gather_evidence(
 def _walk(context: LaneContext, extremes: Extremes, draft: Evidence) -> tuple[Evidence, dict[str, float], Escape]:
     theta = context.risk.theta
     v = extremes.v_min.to(theta)
-    rounding = LOSS_ROUNDING[theta.dtype]
-    here = context.risk.losses(theta)
-    start = context.loss(theta)
-    limit = max(4 * draft.crossover_radius, 1.0, 4 * smallest_radius(start, draft.lambda_min, rounding))
-    result = walk_both_ways(
-        lambda s: context.loss(theta + s * v), curvature=draft.lambda_min, rounding=rounding, limit=limit
+    noise = loss_noise(context.loss, theta, v)
+    smallest = smallest_radius(noise, draft.lambda_min)
+    draft = replace(
+        draft,
+        smallest_radius=smallest,
+        reach=max(1.0, float(torch.linalg.vector_norm(theta.double()))),
+        is_double=theta.dtype == torch.float64,
     )
+    here = context.risk.losses(theta)
+    result = Walk(0.0, 0.0)
+    if not is_hidden(draft):
+        result = walk_both_ways(
+            lambda s: context.loss(theta + s * v),
+            curvature=draft.lambda_min,
+            noise=noise,
+            limit=max(4 * draft.crossover_radius, 1.0, 4 * smallest),
+        )
     along_v = context.risk.losses(theta + result.step * v) - here
     walk = {"decrease_along_v": result.decrease, "decrease_along_gradient": math.nan}
     along_gradient = torch.full_like(along_v, torch.nan)

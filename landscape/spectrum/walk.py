@@ -13,6 +13,8 @@ MIN_STRETCH = 2
 NUM_BISECTIONS = 2
 # The even part must stand out of the loss's rounding by this factor at the smallest radius.
 ABOVE_ROUNDING = 200.0
+# Of the limit: a loss without rounding is followed no further in.
+SMALLEST_SHARE = 1e-15
 
 LossAlong = Callable[[float], float]
 
@@ -37,13 +39,12 @@ class Walk:
     step: float = 0.0
 
 
-def smallest_radius(loss: float, curvature: float, rounding: float) -> float:
-    """Return the radius at which lambda s^2 / 2 is visible above the rounding of the loss."""
-    scale = max(abs(loss), 1e-3)
-    return math.sqrt(2 * ABOVE_ROUNDING * rounding * scale / abs(curvature))
+def smallest_radius(noise: float, curvature: float) -> float:
+    """Return the radius at which lambda s^2 / 2 is visible above the noise of the loss."""
+    return math.sqrt(2 * ABOVE_ROUNDING * noise / abs(curvature))
 
 
-def walk_both_ways(along: LossAlong, *, curvature: float, rounding: float, limit: float) -> Walk:
+def walk_both_ways(along: LossAlong, *, curvature: float, noise: float, limit: float) -> Walk:
     r"""Find up to where :math:`(L(s) + L(-s))/2 - L(0)` agrees with :math:`\lambda s^2 / 2` to within half of it.
 
     The even part is used because slope and curvature can cancel on one side. The walk goes inwards from ``limit``:
@@ -57,8 +58,8 @@ def walk_both_ways(along: LossAlong, *, curvature: float, rounding: float, limit
         Loss at signed distance s along the unit direction.
     curvature
         lambda = v'Hv, not zero.
-    rounding
-        Relative error of a loss evaluation.
+    noise
+        Error of a loss evaluation, in loss units; see :mod:`landscape.spectrum.rounding`.
     limit
         Largest radius to try; a model that still holds there is reported as holding up to it.
     """
@@ -72,7 +73,7 @@ def walk_both_ways(along: LossAlong, *, curvature: float, rounding: float, limit
         even = (plus + minus) / 2 - start
         return math.isfinite(even) and abs(even - model) <= abs(model) / 2
 
-    smallest = smallest_radius(start, curvature, rounding)
+    smallest = max(smallest_radius(noise, curvature), SMALLEST_SHARE * limit)
     stretch: list[float] = []
     radius = limit
     while radius >= smallest and len(stretch) <= MIN_STRETCH:

@@ -17,7 +17,7 @@ from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.risk.points import Values, Walk, walk_of
 from landscape.spectrum import SpectrumOptions, find_extremes
-from landscape.spectrum.evidence import LOSS_ROUNDING
+from landscape.spectrum.rounding import loss_noise
 
 Progress = Callable[[int, int, str], None]
 
@@ -25,6 +25,8 @@ Progress = Callable[[int, int, str], None]
 DEFAULT_LENGTHS = 10.0 ** np.arange(-3.0, 0.25, 0.25)
 # A step is affordable where no group, nor the whole, loses more than this share of what the followed lane gains.
 AFFORDABLE = 0.1
+# The largest of some fifty differences of two roundings lies below this many standard deviations of one.
+RESOLUTION = 5.0
 _ALONG_V = ("loss", "increase", "increase_stderr", "own_increase")
 # A step's unit, as a share of the norm of the weights: that of the eigen-planes.
 UNIT = 0.1
@@ -138,7 +140,8 @@ def measure_escape(
     centre = walk.at_weights()["loss"].cpu().numpy()
     dataset["loss_at_weights"] = ("affected_lane", centre)
     own = [affected.names.index(name) for name in followed.names]
-    dataset["resolution"] = ("lane", LOSS_ROUNDING[risk.theta.dtype] * np.abs(centre[own]))
+    noise = [_noise(risk, walk, block["v_min"], index) for block, index in zip(blocks, own)]
+    dataset["resolution"] = ("lane", RESOLUTION * np.array(noise))
     for key, values in _best(dataset).items():
         dataset[key] = (("lane",) if values.ndim == 1 else ("lane", "affected_lane"), values)
     dataset.attrs = {
@@ -224,6 +227,12 @@ def _known(risk: ClassRisk, directions: Mapping[str, Tensor]) -> dict[str, Tenso
             )
         found[name] = v / norm
     return found
+
+
+def _noise(risk: ClassRisk, walk: Walk, v_min: np.ndarray, lane: int) -> float:
+    """Return the rounding of a lane's loss as it is walked."""
+    direction = torch.as_tensor(v_min).to(risk.theta)
+    return loss_noise(lambda theta: float(walk.at(theta)["loss"][lane]), risk.theta, direction)
 
 
 def _walk(risk: ClassRisk, walk: Walk, found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:

@@ -150,7 +150,7 @@ def test_a_quartic_departs_at_a_known_radius(quartic, curvature, slope, cubic):
     def along(s):
         return 1 + slope * s + curvature * s**2 / 2 + cubic * s**3 + quartic * s**4
 
-    walk = walk_both_ways(along, curvature=curvature, rounding=1e-14, limit=1000.0)
+    walk = walk_both_ways(along, curvature=curvature, noise=1e-14, limit=1000.0)
     exact = math.sqrt(-curvature / (4 * quartic))
     assert exact / BISECTED <= walk.quadratic_radius <= exact
     radius = walk.quadratic_radius
@@ -158,7 +158,7 @@ def test_a_quartic_departs_at_a_known_radius(quartic, curvature, slope, cubic):
 
 
 def test_a_parabola_holds_up_to_the_limit():
-    walk = walk_both_ways(lambda s: 3 - 2 * s**2, curvature=-4.0, rounding=1e-14, limit=7.0)
+    walk = walk_both_ways(lambda s: 3 - 2 * s**2, curvature=-4.0, noise=1e-14, limit=7.0)
     assert walk.quadratic_radius == 7.0
     assert walk.decrease == 98.0
 
@@ -169,16 +169,16 @@ def test_a_crossing_does_not_count():
     def along(s):
         return -(s**2) / 2 if abs(s) < 0.1 else -0.005 - 0.4 * (abs(s) - 0.1)
 
-    walk = walk_both_ways(along, curvature=-1.0, rounding=1e-14, limit=10.0)
+    walk = walk_both_ways(along, curvature=-1.0, noise=1e-14, limit=10.0)
     # -0.005 - 0.4 (s - 0.1) leaves [1/4, 3/4] s^2 from below at s where 0.4 s - 0.035 = s^2 / 4: s = 1.507.
     exact = (0.4 + math.sqrt(0.16 - 0.035)) * 2
     assert exact / BISECTED <= walk.quadratic_radius <= exact * (1 + 1e-9)
 
 
 def test_a_loss_without_a_parabola():
-    walk = walk_both_ways(lambda s: abs(s), curvature=-1.0, rounding=1e-14, limit=1.0)
+    walk = walk_both_ways(lambda s: abs(s), curvature=-1.0, noise=1e-14, limit=1.0)
     assert (walk.quadratic_radius, walk.decrease) == (0.0, 0.0)
-    walk = walk_both_ways(lambda s: math.nan if s else 0.0, curvature=-1.0, rounding=1e-14, limit=1.0)
+    walk = walk_both_ways(lambda s: math.nan if s else 0.0, curvature=-1.0, noise=1e-14, limit=1.0)
     assert walk.quadratic_radius == 0.0
 
 
@@ -188,16 +188,16 @@ def test_kinks_near_zero_do_not_hide_the_parabola_beyond_them():
     def along(s):
         return -(s**2) / 2 if abs(s) > 1e-4 else -3 * s**2
 
-    assert walk_both_ways(along, curvature=-1.0, rounding=1e-14, limit=2.0).quadratic_radius == 2.0
+    assert walk_both_ways(along, curvature=-1.0, noise=1e-14, limit=2.0).quadratic_radius == 2.0
 
 
 def test_the_smallest_radius_stands_out_of_the_rounding():
     """At it, |lambda| s^2 / 2 is 200 times the rounding of the loss."""
-    radius = smallest_radius(2.0, -0.5, 1e-6)
+    radius = smallest_radius(2e-6, -0.5)
     assert 0.5 * radius**2 / 2 == pytest.approx(200 * 1e-6 * 2.0)
     noise = np.random.default_rng(0)
 
     def along(s):
         return (2 - 0.25 * s**2) * (1 + 1e-6 * noise.uniform(-1, 1))
 
-    assert walk_both_ways(along, curvature=-0.5, rounding=1e-6, limit=4 * radius).quadratic_radius == 4 * radius
+    assert walk_both_ways(along, curvature=-0.5, noise=2e-6, limit=4 * radius).quadratic_radius == 4 * radius
