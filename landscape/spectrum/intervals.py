@@ -149,18 +149,50 @@ def trace_interval(
     return _interval(exact + num_left * moments.mean, num_left**2 * moments.variance, moments.dof, level, 0.0)
 
 
-def _energy(atoms: np.ndarray, probes: Sequence[SpectralSample], num_left: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _KnownTrace:
+    """An exact trace, and by how much the estimate of tr(H_-) follows that of the trace."""
+
+    value: float
+    error: float
+    slope: float
+
+    @classmethod
+    def of(cls, trace: Interval, probes: Sequence[SpectralSample]) -> _KnownTrace:
+        r"""Return the regression of max(-x, 0) on x over the sphere, which the quadratures give."""
+
+        def mean(function: Function) -> float:
+            return float(np.mean([probe.weights @ function(probe.values) for probe in probes]))
+
+        spread = mean(lambda x: x**2) - mean(lambda x: x) ** 2
+        shared = -mean(lambda x: np.minimum(x, 0) ** 2) - mean(lambda x: x) * mean(lambda x: np.maximum(-x, 0))
+        error = max(trace.upper - trace.estimate, trace.estimate - trace.lower)
+        return cls(trace.estimate, error, shared / spread if spread > 0 else 0.0)
+
+
+def _energy(
+    atoms: np.ndarray, probes: Sequence[SpectralSample], num_left: int, known: _KnownTrace | None = None
+) -> tuple[float, float]:
     """Return tr(H_-) / tr|H| from pooled numerator and denominator, and tr|H|."""
     negative = float(np.maximum(-atoms, 0).sum())
     total = float(np.abs(atoms).sum())
     if num_left:
         negative += num_left * float(np.mean([p.weights @ np.maximum(-p.values, 0) for p in probes]))
         total += num_left * float(np.mean([p.weights @ np.abs(p.values) for p in probes]))
+    if known is not None:
+        negative -= known.slope * (total - 2 * negative - known.value)
+        negative = max(negative, 0.0, -known.value)
+        total = known.value + 2 * negative
     return (negative / total if total > 0 else 0.0), total
 
 
 def energy_interval(
-    atoms: np.ndarray, probes: Sequence[SpectralSample], num_parameters: int, *, level: float = 0.95
+    atoms: np.ndarray,
+    probes: Sequence[SpectralSample],
+    num_parameters: int,
+    *,
+    level: float = 0.95,
+    trace: Interval | None = None,
 ) -> Interval:
     r"""Return the negative energy :math:`r = \mathrm{tr}(H_-) / \mathrm{tr}|H|` with its interval.
 
@@ -170,10 +202,17 @@ def energy_interval(
     rules with a node at zero of the last quarter of the steps say. Where no negative node was seen the interval is [0, 0]: what may
     hide below zero is the business of :func:`landscape.spectrum.certificate.lower_bound`.
 
+    Where the trace is exact, it and the ratio imply each other: with :math:`N = \mathrm{tr}(H_-)`,
+    :math:`\mathrm{tr}|H| = \mathrm{tr} H + 2 N`. Then N alone is estimated, the probes' own trace as its control variate
+    (:math:`\hat N - \beta (\hat t - \mathrm{tr} H)`, :math:`\beta` their regression), and :math:`r = N / (\mathrm{tr} H + 2 N)`
+    has the error :math:`|\mathrm{tr} H| / (\mathrm{tr} H + 2 N)^2` times that of N: none where the trace is 0, r = 1/2.
+
     Parameters
     ----------
     atoms, probes, num_parameters, level
         As for :func:`trace_interval`; one probe is enough.
+    trace
+        The exact trace, whose own error widens the interval.
 
     Examples
     --------
@@ -183,12 +222,22 @@ def energy_interval(
     (0.25, True)
     """
     num_left = dimensions_left(atoms, probes, num_parameters, level)
-    ratio, total = _energy(atoms, probes, num_left)
+    known = _KnownTrace.of(trace, probes) if trace is not None and num_left else None
+    ratio, total = _energy(atoms, probes, num_left, known)
     if num_left == 0 or total == 0:
         return Interval(ratio, ratio, ratio, 0.0, 0.0, math.inf)
-    moments = _moments(lambda x: (np.maximum(-x, 0) - ratio * np.abs(x)) / total, probes, num_left)
+
+    def linearised(x: np.ndarray) -> np.ndarray:
+        if known is None:
+            return (np.maximum(-x, 0) - ratio * np.abs(x)) / total
+        return (np.maximum(-x, 0) - known.slope * x) * (known.value / total**2)
+
+    moments = _moments(linearised, probes, num_left)
     variance = num_left**2 * moments.variance
-    below, above = _truncation(ratio, atoms, probes, num_left)
+    below, above = _truncation(ratio, atoms, probes, num_left, known)
+    if known is not None:
+        of_trace = known.error * abs(known.slope * known.value / total - ratio) / total
+        below, above = below + of_trace, above + of_trace
     stderr = math.sqrt(variance)
     half = float(scipy.stats.t.ppf((1 + level) / 2, moments.dof)) * stderr
     lower, upper = _on_logit_scale(ratio, half)
@@ -196,7 +245,7 @@ def energy_interval(
 
 
 def _truncation(
-    ratio: float, atoms: np.ndarray, probes: Sequence[SpectralSample], num_left: int
+    ratio: float, atoms: np.ndarray, probes: Sequence[SpectralSample], num_left: int, known: _KnownTrace | None
 ) -> tuple[float, float]:
     """Return how far below and above a negative energy the finite number of steps may have left it.
 
@@ -208,7 +257,7 @@ def _truncation(
     for share in (0.0, TRUNCATION_SHARE / 2, TRUNCATION_SHARE):
         steps = [max(1, min(math.ceil((1 - share) * len(p.values)), len(p.values) - 1)) for p in probes]
         pairs = [shortened(p, k) for p, k in zip(probes, steps)]
-        found += [_energy(atoms, [pair[side] for pair in pairs], num_left)[0] for side in (0, 1)]
+        found += [_energy(atoms, [pair[side] for pair in pairs], num_left, known)[0] for side in (0, 1)]
     moved = float(np.abs(np.array(found) - ratio).max())
     is_bound = all((p.values == 0).any() for p in probes)
     return 0.0 if is_bound and ratio <= 0.5 else moved, 0.0 if is_bound and ratio > 0.5 else moved
@@ -220,7 +269,8 @@ def _on_logit_scale(ratio: float, half: float) -> tuple[float, float]:
     if slope <= 0:
         return max(ratio - half, 0.0), min(ratio + half, 1.0)
     centre = scipy.special.logit(ratio)
-    return float(scipy.special.expit(centre - half / slope)), float(scipy.special.expit(centre + half / slope))
+    lower, upper = (float(scipy.special.expit(centre + side * half / slope)) for side in (-1, 1))
+    return min(lower, ratio), max(upper, ratio)  # expit of logit rounds
 
 
 def mass_interval(

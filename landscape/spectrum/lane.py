@@ -72,8 +72,7 @@ def measure_wave(
         densities: list[Density | None] = [None] * len(names)
         if options.until == "converged":
             generators = [lambda what, n=name: stream(seed, f"spectrum/{n}/{what}") for name in names]
-            sampled = sample_densities(theta, product, extremes, options, generators)
-            densities = [d if traces is None else replace(d, trace=traces[b]) for b, d in enumerate(sampled)]
+            densities = list(sample_densities(theta, product, extremes, options, generators, traces))
     return [
         _record(context, extreme, density, options, seed=seed, name=name)
         for context, extreme, density, name in zip(contexts, extremes, densities, names)

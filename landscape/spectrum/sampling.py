@@ -151,11 +151,13 @@ def sample_densities(
     extremes: Sequence[Extremes],
     options: SpectrumOptions,
     generators: Sequence[ProbeGenerator],
+    known: Sequence[Interval] | None = None,
 ) -> list[Density]:
     """Return the densities of B lanes at theta (n,), their probes in the complement of the extreme runs' atoms.
 
     Lanes share products for as many steps as each of them has left; then the others go on. Without probes
-    (``num_probes=0``) a lane's own run is its probe, or one probe stands in for it.
+    (``num_probes=0``) a lane's own run is its probe, or one probe stands in for it. Traces that are ``known`` exactly take the
+    place of the probes' own, and the negative energies follow them.
     """
     size = len(theta)
     if 2 * options.num_traces > size:
@@ -174,7 +176,16 @@ def sample_densities(
         if options.num_traces:
             traces = _xtraces(theta, product, lanes, atoms, stack, generators, options)
     return [
-        _summarise(atoms[b], probes.get(b, []), traces.get(b), extremes[b], size, steps.get(b, 0), options)
+        _summarise(
+            atoms[b],
+            probes.get(b, []),
+            traces.get(b),
+            extremes[b],
+            size,
+            steps.get(b, 0),
+            options,
+            known=None if known is None else known[b],
+        )
         for b in range(len(extremes))
     ]
 
@@ -251,14 +262,18 @@ def _summarise(
     size: int,
     num_steps: int,
     options: SpectrumOptions,
+    *,
+    known: Interval | None,
 ) -> Density:
     threshold = options.threshold * max(extremes.lambda_max, 0.0)
     samples = [deflated_sample(atoms.values, probe, size) for probe in probes]
     if not samples:
         samples = [SpectralSample(atoms.values, np.full(size, 1.0 / size))] * max(options.num_probes, 1)
     total = float(np.mean([np.sum(s.weights * np.abs(s.values)) for s in samples])) * size
-    energy = energy_interval(atoms.values, probes, size, level=LEVEL)
+    energy = energy_interval(atoms.values, probes, size, level=LEVEL, trace=known)
     shift = atoms.shift / total if total > 0 else 0.0
+    if known is not None:  # what moves tr(H_-) alone
+        shift *= abs(1 - 2 * energy.estimate)
     energy = replace(
         energy,
         lower=max(energy.lower - shift, 0.0),
@@ -268,7 +283,7 @@ def _summarise(
     num_hvps = num_steps * max(options.num_probes, 1) + 2 * options.num_traces if num_steps else 0
     return Density(
         samples=samples,
-        trace=trace or trace_interval(atoms.values, probes, size, level=LEVEL),
+        trace=known or trace or trace_interval(atoms.values, probes, size, level=LEVEL),
         energy=energy,
         mass=mass_interval(atoms.values, probes, size, threshold, level=LEVEL),
         num_hvps=num_hvps,

@@ -1,5 +1,7 @@
 """Intervals over probes and certain bounds, against prescribed spectra."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,6 +13,7 @@ from landscape.randomness import stream
 from landscape.spectrum.cumulative import cumulative_band, cumulative_bracket
 from landscape.spectrum.density import SpectralSample
 from landscape.spectrum.intervals import (
+    Interval,
     count_negative,
     energy_interval,
     jacobi_matrix,
@@ -88,6 +91,39 @@ def test_coverage(name, num_probes, num_atoms):
         intervals = [function(atoms, probes, SIZE, **options) for probes in trials]
         assert all(i.lower <= i.estimate <= i.upper for i in intervals)
         assert sum(i.lower <= truth <= i.upper for i in intervals) >= 34, (function.__name__, truth)
+
+
+def exactly(trace, error=0.0):
+    return Interval(trace, trace - error, trace + error, error, error, math.inf)
+
+
+@pytest.mark.parametrize("num_atoms", [0, 8])
+@pytest.mark.parametrize("name", [*SPECTRA, "negative"])
+def test_coverage_where_the_trace_is_exact(name, num_atoms):
+    """At least 34 of 40 again, and nowhere wider than without: the trace is what the probes need not find."""
+    spectrum = SPECTRA[name] if name != "negative" else -SPECTRA["outliers and a bulk"] - 0.05
+    atoms, trials = quadratures(spectrum, 3, 25, seeds=range(40), num_atoms=num_atoms)
+    trace, truth = spectrum.sum(), negative_energy_of(spectrum)
+    intervals = [energy_interval(atoms, probes, SIZE, trace=exactly(trace, 1e-12)) for probes in trials]
+    plain = [energy_interval(atoms, probes, SIZE) for probes in trials]
+    assert all(0 <= i.lower <= i.estimate <= i.upper <= 1 for i in intervals)
+    assert sum(i.lower <= truth <= i.upper for i in intervals) >= 34
+    assert all((1 - 2 * i.estimate) * trace >= 0 for i in intervals)  # more below zero than above where it is negative
+    errors, plain_errors = (np.sqrt(np.mean([(i.estimate - truth) ** 2 for i in one])) for one in (intervals, plain))
+    assert errors < 1.02 * plain_errors
+    assert np.mean([i.upper - i.lower for i in intervals]) < 1.02 * np.mean([i.upper - i.lower for i in plain])
+
+
+def test_a_trace_of_zero_and_the_negative_energy_imply_each_other():
+    spectrum = SPECTRA["symmetric"]
+    _, (probes,) = quadratures(spectrum, 2, 12)
+    zero = energy_interval(NONE, probes, SIZE, trace=exactly(0.0))
+    assert (zero.lower, zero.estimate, zero.upper, zero.stderr) == (0.5, 0.5, 0.5, 0.0)
+    near = energy_interval(NONE, probes, SIZE, trace=exactly(0.0, error=1.0))
+    total = np.abs(spectrum).sum()  # 191, so (1 -+ 1 / 191) / 2, less what the regression knows
+    assert 0.5 - 0.6 / total < near.lower < 0.5 < near.upper < 0.5 + 0.6 / total
+    nothing = energy_interval(NONE, [SpectralSample(np.zeros(1), np.ones(1))], SIZE, trace=exactly(0.0))
+    assert (nothing.lower, nothing.estimate, nothing.upper) == (0.0, 0.0, 0.0)
 
 
 def test_narrower_than_student_s_interval_of_three_probes():
