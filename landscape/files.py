@@ -45,7 +45,8 @@ def one_line(problem: str) -> Iterator[None]:
     except LandscapeError:
         raise
     except Exception as error:  # they raise whatever a damaged file leads them to, MemoryError and RecursionError too
-        raise LandscapeError(f"{problem} ({type(error).__name__}: {first_line(error)})") from error
+        name = "" if type(error) in (ValueError, OSError) else f"{type(error).__name__}: "
+        raise LandscapeError(f"{problem} ({name}{first_line(error)})") from error
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import platform
-import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from landscape import hdf5
 from landscape.errors import LandscapeError
-from landscape.files import writing_atomically
+from landscape.files import one_line, read_npz, writing_atomically
 
 _DIFFERENCE = tuple(f"loss_difference{part}" for part in ("", "_low", "_high", "_stderr"))
 _RADII = {
@@ -24,6 +25,10 @@ _RADII = {
     "num_evaluations": ("direction", "side"),
     "loss": ("lane",),
 }
+
+_LOG = logging.getLogger(__name__)
+# The entry of a block that says what the others were when they were written.
+_SEAL = "sha256 of the block"
 
 # Variables that a group must have, with their dimensions; measurements may add more.
 SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
@@ -136,7 +141,7 @@ def save_results(results: xr.DataTree | Mapping[str, xr.Dataset], path: str | Pa
     results
         A DataTree, or a mapping from group name to Dataset.
     path
-        File to write; it is replaced in one step when the new one is complete.
+        File to write, sealed with a digest of its bytes; it is replaced in one step when the new one is complete.
 
     Raises
     ------
@@ -155,6 +160,7 @@ def save_results(results: xr.DataTree | Mapping[str, xr.Dataset], path: str | Pa
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing_atomically(path) as temporary:
             tree.to_netcdf(temporary, engine="h5netcdf")
+            hdf5.seal(temporary)
     except OSError as error:
         raise LandscapeError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
@@ -172,24 +178,29 @@ def load_results(path: str | Path) -> xr.DataTree:
     Raises
     ------
     LandscapeError
-        If the file is missing or is not a results file.
+        If the file is missing or is not a results file, or its content is no longer what was written.
+
+    Notes
+    -----
+    What :func:`save_results` writes ends in a digest of its bytes, which is checked first: a changed number is an error. A
+    file without one (written by others, or changed since) is first read by a process with limits of time and memory,
+    because damaged HDF5 can make the library crash or loop.
     """
     path = Path(path)
     if not path.is_file():
         raise LandscapeError(f"no results file at {path}: expected a .nc file written by landscape")
-    try:
+    with one_line(f"{path} is not a results file of landscape, or is damaged"):
+        hdf5.require_readable(path, "groups")
         # Foreign HDF5 files have dimensions without names: naming them avoids a warning before they are refused.
         with xr.open_datatree(path, engine="h5netcdf", phony_dims="access") as tree:
             return tree.load()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LandscapeError(f"{path} is not a results file of landscape, or is damaged ({reason})") from None
 
 
 class Journal:
     """Finished blocks of a long measurement, one small file each, never computed twice.
 
-    A block is a dictionary of arrays. Blocks belong to one *recipe* (everything that decides their values); a folder
+    A block is a dictionary of arrays. Its file holds a digest of them: a block is whole and unchanged, or it is computed
+    again. Blocks belong to one *recipe* (everything that decides their values); a folder
     with another recipe's blocks is left alone, because the recipe's digest is part of the file names.
 
     Examples
@@ -234,22 +245,35 @@ class Journal:
         return stored if stored is not None else self.store(name, compute())
 
     def stored(self, name: str) -> dict[str, np.ndarray] | None:
-        """Return the block from its file; None where it has not been computed."""
+        """Return the block from its file; None where it has not been computed, or the file is not what was stored."""
         path = self.path(name)
         if path.is_file():
             try:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                    return {key: stored[key] for key in stored.files}
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # cut short, or of another make
-                path.unlink()
+                block = read_npz(path)
+                if str(block.pop(_SEAL)) == self._seal(name, block):
+                    return block
+            except MemoryError:
+                raise
+            except Exception as error:  # cut short, damaged in any way, or of another make
+                _LOG.info("%s is computed again: %s", path, error)
+            path.unlink()
         return None
+
+    def _seal(self, name: str, block: Mapping[str, np.ndarray]) -> str:
+        """Return the digest of a block's content and of whose it is: whole, unchanged, and not another's."""
+        digest = hashlib.sha256(f"{self.digest}\0{self._prefix}{name}".encode())
+        for key in sorted(block):
+            values = np.ascontiguousarray(block[key])
+            digest.update(f"\0{key}\0{values.dtype.str}\0{block[key].shape}\0".encode())
+            digest.update(values.tobytes())
+        return digest.hexdigest()
 
     def store(self, name: str, block: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Keep a computed block; return its arrays."""
         path = self.path(name)
         arrays = {key: np.asarray(value) for key, value in block.items()}
         with writing_atomically(path) as temporary, open(temporary, "wb") as target:
-            np.savez(target, **arrays)  # type: ignore[arg-type]
+            np.savez(target, **arrays, **{_SEAL: np.array(self._seal(name, arrays))})  # type: ignore[arg-type]
         return arrays
 
     def discard(self, name: str) -> None:

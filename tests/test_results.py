@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 import xarray as xr
 
 import landscape as ls
-from landscape import surface
+from landscape import hdf5, surface
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import (
@@ -207,6 +210,68 @@ def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    return save_results({"spectrum": group("spectrum")}, tmp_path_factory.mktemp("sealed") / "r.nc")
+
+
+def unsealed(sealed, path):
+    path.write_bytes(sealed.read_bytes()[: -hdf5._SEAL_BYTES])
+    return path
+
+
+def test_every_changed_byte_of_a_results_file_is_noticed_before_the_library_reads_it(sealed, tmp_path, monkeypatch):
+    def must_not_run(*_, **__):
+        raise AssertionError("the HDF5 library saw a damaged file")
+
+    monkeypatch.setattr("landscape.results.xr.open_datatree", must_not_run)
+    content = bytearray(sealed.read_bytes())
+    for place in range(0, len(content) - hdf5._SEAL_BYTES, 997):
+        content[place] ^= 4
+        (tmp_path / "r.nc").write_bytes(content)
+        with pytest.raises(LandscapeError, match=r"r\.nc is not .*: copy it again, or measure again"):
+            load_results(tmp_path / "r.nc")
+        content[place] ^= 4
+
+
+def test_a_file_without_a_seal_is_read_after_a_process_of_its_own_has(sealed, tmp_path):
+    path = unsealed(sealed, tmp_path / "r.nc")
+    xr.testing.assert_identical(load_results(path), load_results(sealed))
+    with xr.open_datatree(sealed, engine="h5netcdf") as tree:
+        xr.testing.assert_identical(tree.load(), load_results(sealed))
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("import time; time.sleep(60)", "did not finish reading within 0 s"),
+        ("import os; os.abort()", "library crashed, signal 6"),
+        ("raise SystemExit('no room')", "no room"),
+    ],
+)
+def test_a_library_that_loops_or_crashes_is_one_line(sealed, tmp_path, monkeypatch, body, match):
+    run = subprocess.run
+    monkeypatch.setattr(hdf5, "PATIENCE", 0.3)
+    monkeypatch.setattr(hdf5.subprocess, "run", lambda _, **given: run([sys.executable, "-c", body], **given))
+    with pytest.raises(LandscapeError, match=rf"r\.nc is not a results file .*{match}"):
+        load_results(unsealed(sealed, tmp_path / "r.nc"))
+
+
+def test_the_first_reader_refuses_what_is_stored_elsewhere_and_what_is_out_of_proportion(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["a"] = h5py.ExternalLink("/etc/hostname", "/")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file.create_dataset("a", (4,), "u1", external=[("/etc/hostname", 0, 4)])
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("a", (1 << 20, 1 << 12), "f8", chunks=True, compression="gzip")
+    matches = {"link": "link to another file", "raw": "stored in another file", "bomb": r"would become 34.4 GB"}
+    for name, match in matches.items():
+        with pytest.raises(ValueError, match=match):
+            hdf5.require_readable(tmp_path / f"{name}.h5", "arrays")
+
+
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(LandscapeError, match=re.escape(f"no results file at {tmp_path / 'none.nc'}")):
         load_results(tmp_path / "none.nc")
@@ -309,6 +374,50 @@ def test_a_block_with_a_flipped_bit_is_computed_again(tmp_path):
     content[len(content) // 2] ^= 1
     journal.path("row=0").write_bytes(content)
     np.testing.assert_array_equal(journal.block("row=0", Counter(x=np.arange(1000.0)))["x"], np.arange(1000.0))
+
+
+def without_an_entry(path):
+    with zipfile.ZipFile(path) as archive:
+        kept = [(entry.filename, archive.read(entry)) for entry in archive.infolist()][1:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in kept:
+            archive.writestr(name, content)
+
+
+def with_a_bad_version(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 99  # the version that is needed to extract the first entry
+    path.write_bytes(content)
+
+
+def with_other_values(path):
+    np.savez(path, **{**np.load(path), "x": np.zeros(3)})
+
+
+def with_another_blocks_content(path):
+    other = next(entry for entry in path.parent.iterdir() if entry != path)
+    path.write_bytes(other.read_bytes())
+
+
+def as_pickles(path):
+    np.savez(path, **{**np.load(path), "x": np.array([print, len], dtype=object)})
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_an_entry, with_a_bad_version, with_other_values, with_another_blocks_content, as_pickles]
+)
+def test_a_block_that_is_not_what_was_stored_is_computed_again(tmp_path, spoil):
+    journal = Journal(tmp_path, {})
+    first = {"x": np.arange(3.0), "verdict": np.array(["saddle", "größer"])}
+    journal.block("lane=0", lambda: first)
+    journal.block("lane=1", lambda: {"x": np.ones(3), "verdict": np.array(["slope", "slope"])})
+    spoil(journal.path("lane=0"))
+    compute = Counter(**first)
+    for _ in range(2):
+        again = journal.block("lane=0", compute)
+        assert again.keys() == first.keys()
+        assert all(np.array_equal(again[key], first[key]) for key in first)
+    assert compute.calls == 1
 
 
 def test_a_failed_computation_leaves_nothing_behind(tmp_path):

@@ -12,6 +12,8 @@ import xarray as xr
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.exchange.selection import surface_group
+from landscape.files import one_line
+from landscape.hdf5 import require_readable
 from landscape.results import validate
 
 Order = Literal["scheduler", "shape"]
@@ -84,12 +86,10 @@ def _stored_arrays(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise LandscapeError(f"no file at {path}: expected a surface file (.h5)")
-    try:
+    with one_line(f"{path}: expected an HDF5 file, got none, or a damaged one"):
+        require_readable(path, "arrays")
         with h5py.File(path, "r") as file:
             return {name: item[()] if isinstance(item, h5py.Dataset) else None for name, item in file.items()}
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LandscapeError(f"{path}: expected an HDF5 file, got none, or a damaged one ({reason})") from None
 
 
 def _numbers(value: Any, what: str) -> np.ndarray:
