@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.flatness import measure_flatness
 from landscape.perturbation import lane_means, measure_perturbation
 from landscape.plan import ESCAPE_RANGE, Plan, choose_plan
+from landscape.ratios import curvature_over_gradient, curvature_ratio
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.points import Policy
@@ -241,9 +242,9 @@ def summarise(groups: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     for name in _EXTREMES:
         if name in spectrum:
             columns[name] = spectrum[name].values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns["ratio"] = np.abs(spectrum.lambda_min.values) / spectrum.lambda_max.values
-        columns["lambda_min_over_gradient"] = np.abs(spectrum.lambda_min.values) / spectrum.gradient_norm.values
+    low = spectrum.lambda_min.values
+    columns["ratio"] = curvature_ratio(low, spectrum.lambda_max.values)
+    columns["lambda_min_over_gradient"] = curvature_over_gradient(low, spectrum.gradient_norm.values)
     for name in _CONTEXT:
         if name in spectrum:
             columns[name] = spectrum[name].values

@@ -69,7 +69,7 @@ def test_a_saddle_toy_gets_its_verdicts_and_exact_eigenvalues():
     np.testing.assert_allclose(table.lambda_min, [2, -2, 2, -2, 0.9 * 2 - 0.1 * 2], atol=1e-9)
     np.testing.assert_allclose(table.lambda_max, [2, 6, 2, 6, 0.9 * 2 + 0.1 * 6], atol=1e-9)
     np.testing.assert_allclose(table["trace"], [6, 6, 6, 6, 6], atol=1e-9)
-    np.testing.assert_allclose(table.ratio, abs(table.lambda_min) / table.lambda_max)
+    np.testing.assert_allclose(table.ratio, np.maximum(-table.lambda_min, 0) / table.lambda_max)
     assert table.num_examples.tolist() == [9, 1, 9, 1, 10]
 
 

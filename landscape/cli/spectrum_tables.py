@@ -97,9 +97,9 @@ def _show_context(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
     has_split, has_images = (_is_known(dataset, name) for name in ("gauss_newton_curvature", "curvature_low"))
     columns = {
         "lane": lanes,
-        "ratio": _negative_only(dataset, _ratio(dataset)),
-        "|lmin|/|g|": _negative_only(dataset, _over_gradient(dataset)),
-        "crossover": _negative_only(dataset, _values(dataset, "crossover_radius")),
+        "ratio": [_number(v) for v in _ratio(dataset)],
+        "|lmin|/|g|": [_number(v) for v in _over_gradient(dataset)],
+        "crossover": _numbers(dataset, "crossover_radius"),
         "quadratic": _numbers(dataset, "quadratic_radius"),
     }
     if has_split:
@@ -112,7 +112,7 @@ def _show_context(dataset: xr.Dataset, lanes: Sequence[str]) -> None:
     say("")
     show_table(columns)
     say(
-        "ratio: |lambda_min| / lambda_max; crossover: 2|g|/|lambda_min|, the radius beyond which curvature outweighs the"
+        "ratio: max(-lambda_min, 0) / lambda_max; crossover: 2|g|/|lambda_min|, the radius beyond which curvature outweighs the"
     )
     say("  slope; errors as lambda_min's. quadratic: how far the loss follows its parabola along v_min, found to 9 %")
     if has_split:
@@ -216,7 +216,7 @@ def show_trajectory(dataset: xr.Dataset) -> None:
         for name, cells in rows.items():
             columns.setdefault(name, []).extend(cells)
     show_table(columns)
-    say("accuracy ± standard error; lambda ± residual and rounding; ratio: |lambda_min| / lambda_max")
+    say("accuracy ± standard error; lambda ± residual and rounding; ratio: max(-lambda_min, 0) / lambda_max")
     say("overlap: squared cosine of v_min with the checkpoint before")
     if dataset.attrs.get("epoch_means") == "position":
         say("epoch: the position in the list, since not every file states its epoch")
@@ -308,7 +308,7 @@ def _is_refused(dataset: xr.Dataset) -> bool:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if value == value else "-"
+    return f"{value:.{digits}g}" if abs(value) < float("inf") else "-"
 
 
 def _numbers(dataset: xr.Dataset, name: str, digits: int = 3) -> list[str]:
@@ -327,11 +327,6 @@ def _intervals(dataset: xr.Dataset, name: str, *, has_value: bool = True) -> lis
     return [cell.strip() for cell in cells]
 
 
-def _negative_only(dataset: xr.Dataset, values: Any) -> list[str]:
-    """Return numbers that only mean something where lambda_min is negative; a dash elsewhere."""
-    return [_number(float(v)) if low < 0 else "-" for v, low in zip(values, _values(dataset, "lambda_min"))]
-
-
 def _of(dataset: xr.Dataset, lane: str, name: str) -> float:
     return float(dataset[name].sel(lane=lane)) if name in dataset else float("nan")
 
@@ -341,14 +336,12 @@ def _level(dataset: xr.Dataset) -> str:
 
 
 def _ratio(dataset: xr.Dataset) -> Any:
-    import numpy as np
+    from landscape.ratios import curvature_ratio
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(dataset.lambda_min.values) / dataset.lambda_max.values
+    return curvature_ratio(dataset.lambda_min.values, dataset.lambda_max.values)
 
 
 def _over_gradient(dataset: xr.Dataset) -> Any:
-    import numpy as np
+    from landscape.ratios import curvature_over_gradient
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(dataset.lambda_min.values) / dataset.gradient_norm.values
+    return curvature_over_gradient(dataset.lambda_min.values, dataset.gradient_norm.values)

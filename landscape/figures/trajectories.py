@@ -27,6 +27,7 @@ from landscape.figures.picture import (
     symlog_inverse,
 )
 from landscape.figures.style import INK, MUTED, Look
+from landscape.ratios import curvature_ratio
 
 VERDICT_MARKERS = {
     "saddle": "triangle-down",
@@ -73,7 +74,7 @@ def plot_trajectory(
     panels = [
         _panel(trajectory, chosen, looks, "smallest eigenvalue λmin", _end("lambda_min"), is_first=True),
         _panel(trajectory, chosen, looks, "largest eigenvalue λmax", _end("lambda_max")),
-        _panel(trajectory, chosen, looks, "|λmin| / λmax", _ratio),
+        _panel(trajectory, chosen, looks, "max(−λmin, 0) / λmax", _ratio),
     ]
     name = next(iter(data))
     picture = Picture(
@@ -101,13 +102,13 @@ def _end(name: str) -> _Quantity:
 
 
 def _ratio(lane: xr.Dataset) -> tuple[Array, Array, Array, Array | None]:
-    low, high = np.abs(lane["lambda_min"].values), lane["lambda_max"].values
+    low, high = lane["lambda_min"].values, lane["lambda_max"].values
     low_error, high_error = _errors(lane, "lambda_min"), _errors(lane, "lambda_max")
     positive = np.where(high > high_error, high, np.nan)
     return (
-        low / positive,
-        np.maximum(low - low_error, 0.0) / (positive + high_error),
-        (low + low_error) / (positive - high_error),
+        curvature_ratio(low, positive),
+        curvature_ratio(low + low_error, positive + high_error),
+        curvature_ratio(low - low_error, positive - high_error),
         None,
     )
 

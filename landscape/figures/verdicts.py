@@ -13,6 +13,7 @@ from landscape.figures import preparation as prep
 from landscape.figures.drawing import render
 from landscape.figures.picture import Axis, Backend, Cells, Line, Mark, Panel, Picture, Points
 from landscape.figures.style import INK, LANE_LOOKS, MUTED, PAPER, VERDICT_LOOKS, VerdictLook, optimizer_looks
+from landscape.ratios import curvature_over_gradient, curvature_ratio
 
 # Above so many lanes a row of the table has one line.
 MOST_TALL = 40
@@ -136,7 +137,7 @@ def plot_verdicts(
         (Cells(texts, fills, inks),),
     )
     note = (
-        "λmin ± residual; ratio = |λmin| / λmax; radii: beyond the first curvature outweighs the slope, up to the second "
+        "λmin ± residual; ratio = max(−λmin, 0) / λmax; radii: beyond the first curvature outweighs the slope, up to the second "
         "the loss is quadratic; intervals at 95 %. Symbols: "
     )
     note += ", ".join(f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items() if w != "refused" or _is_refused(data))
@@ -166,8 +167,8 @@ def _numbers(dataset: xr.Dataset, lane: str) -> dict[str, str]:
     low, high, slope = (_value(one, name) for name in ("lambda_min", "lambda_max", "gradient_norm"))
     columns = {
         "λmin ± residual": ("lambda_min", prep.with_error(low, _value(one, "lambda_min_residual"))),
-        "ratio": ("lambda_max", prep.short(-low / high) if low < 0 < high else "–"),
-        "|λmin| / |g|": ("gradient_norm", prep.short(-low / slope) if low < 0 < slope else "–"),
+        "ratio": ("lambda_max", prep.short(float(curvature_ratio(low, high)))),
+        "|λmin| / |g|": ("gradient_norm", prep.short(float(curvature_over_gradient(low, slope)))),
         "radii": ("crossover_radius", _radii(one)),
         "negative energy": ("negative_energy_low", prep.interval(*_ends(one, "negative_energy"))),
         "v'Hv over images": ("curvature_low", prep.interval(*_ends(one, "curvature"))),

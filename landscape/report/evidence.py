@@ -92,8 +92,10 @@ def why_undecided(spectrum: xr.Dataset, lane: str) -> str:
     low, high = number(spectrum, "lambda_min", lane), number(spectrum, "lambda_max", lane)
     error = number(spectrum, "lambda_min_residual", lane) + number(spectrum, "noise_floor", lane)
     needed = threshold * max(high, 0.0)
-    if low + error < 0 and -low > needed and math.isnan(number(spectrum, "quadratic_radius", lane)):
-        return "negative curvature is certified, but the walk that tells a saddle from a slope was left out"
+    if low + error < 0 and -low > needed:
+        if math.isnan(number(spectrum, "quadratic_radius", lane)):
+            return "negative curvature is certified, but the walk that tells a saddle from a slope was left out"
+        return "negative curvature is certified, but the loss does not follow it above its own rounding"
     gap = number(spectrum, "precision_gap", lane)
     if number(spectrum, "lambda_min_lower_bound", lane) + gap >= -needed:
         limit = f"rounding moves the Hessian by {prep.short(gap)}, more than the threshold leaves room for"

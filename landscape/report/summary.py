@@ -13,6 +13,7 @@ import xarray as xr
 
 from landscape.figures import preparation as prep
 from landscape.figures.style import VERDICT_LOOKS
+from landscape.ratios import curvature_over_gradient, curvature_ratio
 from landscape.report.evidence import Proof, lane_proof, number, undecided_warnings, why_undecided
 
 VERDICTS = tuple(VERDICT_LOOKS)
@@ -67,7 +68,7 @@ GLOSSARY = (
         "before anything is measured the Hessian product must repeat, be symmetric and linear, and the classes must add "
         "up to their group; errors are relative, at rounding.",
     ),
-    ("ratio", "|λmin| / λmax; never read alone, it also rises when λmax falls."),
+    ("ratio", "max(−λmin, 0) / λmax; never read alone, it also rises when λmax falls."),
     ("lower bound", "the true smallest eigenvalue lies above it with the stated probability."),
     (
         "negative energy",
@@ -183,7 +184,7 @@ def _row(lane: str, spectrum: xr.Dataset, groups: Mapping[str, xr.Dataset | None
         return prep.short(number(spectrum, variable, lane))
 
     radius, rho = _middle(perturbation, "radius"), _middle(perturbation, "rho")
-    low, high = number(spectrum, "lambda_min", lane), number(spectrum, "lambda_max", lane)
+    low, high, slope = (number(spectrum, name, lane) for name in ("lambda_min", "lambda_max", "gradient_norm"))
     count = prep.num_examples(spectrum, lane)
     split = str(accuracy.attrs.get("split", "")) if accuracy is not None else ""
     row = {
@@ -200,10 +201,8 @@ def _row(lane: str, spectrum: xr.Dataset, groups: Mapping[str, xr.Dataset | None
         "|g|": measured("gradient_norm"),
         "λmin ± residual": _pair(spectrum, "lambda_min", "lambda_min_residual", lane),
         "λmax ± residual": _pair(spectrum, "lambda_max", "lambda_max_residual", lane),
-        "ratio": prep.short(abs(min(low, 0.0)) / high) if high > 0 else "–",
-        "|λmin| / |g|": prep.short(-min(low, 0.0) / slope)
-        if (slope := number(spectrum, "gradient_norm", lane)) > 0
-        else "–",
+        "ratio": prep.short(float(curvature_ratio(low, high))),
+        "|λmin| / |g|": prep.short(float(curvature_over_gradient(low, slope))),
         "lower bound": measured("lambda_min_lower_bound"),
         "trace ± error": _pair(spectrum, "trace", "trace_stderr", lane),
         "negative energy ± se": _pair(spectrum, "negative_energy", "negative_energy_stderr", lane),
@@ -248,7 +247,7 @@ def verdict_matrix(spectra: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
                 continue
             low, high = number(dataset, "lambda_min", lane), number(dataset, "lambda_max", lane)
             value = _pair(dataset, "lambda_min", "lambda_min_residual", lane)
-            ratio = prep.short(-low / high) if low < 0 < high else ""
+            ratio = prep.short(float(curvature_ratio(low, high)))
             verdict = str(dataset["verdict"].sel(lane=lane).item())
             cells.append(
                 {"verdict": verdict, "value": value, "ratio": ratio, "evidence": _text(dataset, "evidence", lane)}

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from landscape.ratios import curvature_ratio
 from landscape.spectrum.lanczos import RitzPairs
 
 Verdict = Literal["saddle", "slope", "no negative curvature", "undecided", "refused"]
@@ -122,7 +123,9 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     """
     e = evidence
     error = e.residual + e.noise
-    ratio = -e.lambda_min / e.lambda_max if e.lambda_max > 0 else math.inf
+    share = f"{float(curvature_ratio(e.lambda_min, e.lambda_max)):.2g} of lambda_max"
+    if e.lambda_max <= 0:
+        share = "nothing is positive"
     hidden = 0.0
     if is_negative(e, threshold) and is_hidden(e):
         hidden = -e.lambda_min * (e.smallest_radius / e.reach) ** 2
@@ -134,24 +137,24 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     elif is_negative(e, threshold):
         if math.isnan(e.quadratic_radius):
             return "undecided", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) is certified; "
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) is certified; "
                 "the walk that tells a saddle from a slope was not asked for (context=False)"
             )
         if e.crossover_radius < e.quadratic_radius:
             return "saddle", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) outweighs the slope "
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) outweighs the slope "
                 f"beyond radius {e.crossover_radius:.2g}, and the loss stays quadratic up to {e.quadratic_radius:.2g}"
             )
         if e.crossover_radius < e.smallest_radius:
             return "undecided", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max) is certified and the gradient "
+                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) is certified and the gradient "
                 f"{e.gradient_norm:.2g} does not outweigh it, but the loss is nowhere quadratic"
             )
         reach = (
             f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
         )
         return "slope", (
-            f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({ratio:.2g} of lambda_max), but the gradient "
+            f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}), but the gradient "
             f"{e.gradient_norm:.2g} outweighs it up to radius {e.crossover_radius:.2g}, and the loss {reach}"
         )
     if hidden and e.lower_bound >= -hidden:

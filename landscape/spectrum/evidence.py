@@ -57,25 +57,34 @@ class LaneContext:
         return float(g @ v) ** 2 / norm if norm > 0 else 0.0
 
 
+def bound_below(extremes: Extremes, theta: Tensor, failure_probability: float) -> float:
+    """Return the number below which lambda_min does not lie, with the stated probability, rounding included.
+
+    Minus infinity where the run did not begin at random.
+    """
+    if not extremes.is_random_start:
+        return -math.inf
+    noise = extremes.precision_gap
+    if extremes.is_exhausted:  # what couples less than this was cut off
+        norm = float(np.abs(extremes.ritz.values).max(initial=0.0))
+        noise = max(noise, BREAKDOWN_EPS * torch.finfo(theta.dtype).eps * norm)
+    return lower_bound(
+        extremes.lambda_min,
+        extremes.lambda_max,
+        num_steps=extremes.num_plain_steps,
+        num_parameters=len(theta),
+        failure_probability=failure_probability,
+        noise=noise,
+        is_exhausted=extremes.is_exhausted,
+    )
+
+
 def gather_evidence(
     context: LaneContext, extremes: Extremes, options: SpectrumOptions
 ) -> tuple[Evidence, dict[str, float], Escape]:
     """Return the evidence of a lane, the decreases of its walks, and what they cost the classes."""
     theta = context.risk.theta
     curvature = extremes.lambda_min
-    noise = extremes.precision_gap
-    if extremes.is_exhausted:  # what couples less than this was cut off
-        norm = float(np.abs(extremes.ritz.values).max(initial=0.0))
-        noise = max(noise, BREAKDOWN_EPS * torch.finfo(theta.dtype).eps * norm)
-    bound = lower_bound(
-        curvature,
-        extremes.lambda_max,
-        num_steps=extremes.num_plain_steps,
-        num_parameters=len(theta),
-        failure_probability=options.failure_probability,
-        noise=noise,
-        is_exhausted=extremes.is_exhausted and extremes.is_random_start,
-    )
     span = extremes.lambda_max - curvature
     needed = (options.threshold * extremes.lambda_max + min(curvature, 0.0)) / span if span > 0 else 1.0
     fraction = min(max(needed / (1 + 2 * abs(needed)), 1e-6), 1.0)
@@ -84,7 +93,7 @@ def gather_evidence(
         residual=extremes.residual_min,
         noise=extremes.noise,
         lambda_max=extremes.lambda_max,
-        lower_bound=bound if extremes.is_random_start else -math.inf,
+        lower_bound=bound_below(extremes, theta, options.failure_probability),
         gradient_norm=context.gradient_norm,
         crossover_radius=2 * context.gradient_norm / -curvature if curvature < 0 else math.inf,
         quadratic_radius=math.nan,

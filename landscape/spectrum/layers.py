@@ -18,7 +18,7 @@ from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, HessianProduct, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.risk.layers import layer_hessian
-from landscape.spectrum.certificate import lower_bound
+from landscape.spectrum.evidence import bound_below
 from landscape.spectrum.extremes import find_extremes_of
 from landscape.spectrum.lanczos import sphere
 from landscape.spectrum.lane import ends_record, interval_record
@@ -216,19 +216,10 @@ def _measure_block(
         if options.until == "converged":
             generators = [lambda what: stream(seed, f"{name}/{what}")]
             [density] = sample_densities(block.theta, product, [extremes], options, generators)
-    bound = lower_bound(
-        extremes.lambda_min,
-        extremes.lambda_max,
-        num_steps=extremes.num_plain_steps,
-        num_parameters=size,
-        failure_probability=options.failure_probability,
-        noise=extremes.precision_gap,
-        is_exhausted=extremes.is_exhausted,
-    )
     out = {
         **ends_record(extremes),
         **interval_record(density),
-        "lambda_min_lower_bound": bound,
+        "lambda_min_lower_bound": bound_below(extremes, block.theta, options.failure_probability),
         "num_hvps": extremes.num_hvps + (density.num_hvps if density is not None else 0),
     }
     values = {key: np.asarray(value) for key, value in out.items() if key not in LEFT_OUT}

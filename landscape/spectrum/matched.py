@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
+from landscape.ratios import curvature_ratio
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.augmented import require_fixed
@@ -175,7 +176,7 @@ def _measure_draw(
             found[index] = {
                 "lambda_min": e.lambda_min,
                 "lambda_max": e.lambda_max,
-                "ratio": max(-e.lambda_min, 0.0) / e.lambda_max if e.lambda_max > 0 else float("nan"),
+                "ratio": float(curvature_ratio(e.lambda_min, e.lambda_max)),
                 "gradient_norm": norm,
                 "lambda_min_residual": e.residual_min,
                 "lambda_max_residual": e.residual_max,

@@ -90,7 +90,8 @@ def measure_released(
     -------
     xarray.Dataset
         With dimensions lane, probe, step, attributes ``protocol="saddle-longtail"`` and ``augmentation``, and besides
-        the schema's variables ``lambda_ratio`` :math:`= \lambda_{\max} / \lambda_{\min}` (signed, as logged there) and
+        the schema's variables ``lambda_max_over_min`` :math:`= \lambda_{\max} / \lambda_{\min}` (signed, as
+        logged there; the ``ratio`` of tables and files is :func:`landscape.ratios.curvature_ratio`) and
         ``pyhessian_top_eigenvalue``. No verdict is drawn from it: every lane is ``undecided``.
 
     Raises
@@ -133,7 +134,7 @@ def measure_released(
             found = measure_with_pyhessian(risk, row, settings=settings, seed=seed, name=name, batches=batches)
             if redraws:
                 found["evidence"] = np.asarray(NO_VERDICT)
-            return {**found, "lambda_ratio": np.asarray(_ratio(found))}
+            return {**found, "lambda_max_over_min": np.asarray(_inverse_ratio(found))}
 
         blocks.append(keep_block(journal, f"{PROTOCOL}/lane={name}", measure))
         if progress is not None:
@@ -150,6 +151,6 @@ def measure_released(
     return validate("spectrum", dataset)
 
 
-def _ratio(found: dict[str, np.ndarray]) -> float:
+def _inverse_ratio(found: dict[str, np.ndarray]) -> float:
     low, high = float(found["lambda_min"]), float(found["lambda_max"])
     return high / low if low != 0 else float("nan")

@@ -133,15 +133,20 @@ def measure_escape(
             f"escape/lane={name}/walk",
             lambda found=found: _walk(risk, walk, found, unit * lengths),
         )
-        blocks.append({**found, **walked})
+        rounding = keep_block(
+            journal,
+            f"escape/lane={name}/rounding",
+            lambda found=found, name=name: {
+                "loss_noise": _noise(risk, walk, found["v_min"], affected.names.index(name))
+            },
+        )
+        blocks.append({**found, **walked, **rounding})
         if progress is not None:
             progress(index + 1, len(followed), f"escape of {name}")
     dataset = _assembled(followed, affected, blocks, lengths)
     centre = walk.at_weights()["loss"].cpu().numpy()
     dataset["loss_at_weights"] = ("affected_lane", centre)
-    own = [affected.names.index(name) for name in followed.names]
-    noise = [_noise(risk, walk, block["v_min"], index) for block, index in zip(blocks, own)]
-    dataset["resolution"] = ("lane", RESOLUTION * np.array(noise))
+    dataset["resolution"] = ("lane", RESOLUTION * np.array([float(block["loss_noise"]) for block in blocks]))
     for key, values in _best(dataset).items():
         dataset[key] = (("lane",) if values.ndim == 1 else ("lane", "affected_lane"), values)
     dataset.attrs = {
@@ -229,10 +234,10 @@ def _known(risk: ClassRisk, directions: Mapping[str, Tensor]) -> dict[str, Tenso
     return found
 
 
-def _noise(risk: ClassRisk, walk: Walk, v_min: np.ndarray, lane: int) -> float:
+def _noise(risk: ClassRisk, walk: Walk, v_min: np.ndarray, lane: int) -> np.ndarray:
     """Return the rounding of a lane's loss as it is walked."""
     direction = torch.as_tensor(v_min).to(risk.theta)
-    return loss_noise(lambda theta: float(walk.at(theta)["loss"][lane]), risk.theta, direction)
+    return np.asarray(loss_noise(lambda theta: float(walk.at(theta)["loss"][lane]), risk.theta, direction))
 
 
 def _walk(risk: ClassRisk, walk: Walk, found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:

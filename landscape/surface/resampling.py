@@ -14,6 +14,7 @@ import xarray as xr
 from landscape.errors import LandscapeError, unknown_name
 from landscape.randomness import numpy_stream
 from landscape.risk import LaneChoice, Lanes
+from landscape.spectrum.bootstrap import ROUNDING, held_to_student
 from landscape.surface.cube import (
     Reference,
     Strata,
@@ -29,15 +30,9 @@ from landscape.surface.cube import (
 Method = Literal["studentised", "percentile", "basic", "bca"]
 METHODS: tuple[Method, ...] = ("studentised", "percentile", "basic", "bca")
 Read = Callable[[slice], np.ndarray]  # points of the grid -> (points, N) float64
-# Resampled quantiles count up to this multiple of Student's: a resample may hold hardly different images, and has next to
-# no spread. Chosen in the study of coverage (analyses/benchmarks/coverage.py): at 2 classes of 4 images are covered 0.06
-# less often, without any limit intervals of 10 images may be 50 standard errors wide for the same coverage.
-MOST_STUDENTS = 5.0
 # Points of one matrix product, fixed so that a point's bits do not depend on how many others there are; fewer where the
 # resamples of so many would not fit in this many bytes.
 TILE_POINTS, TILE_BYTES = 32, 1 << 28
-# Spread of a resample, relative to that of the images, below which it is rounding.
-ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -215,9 +210,7 @@ def _studentised(
     statistics = np.where(root > ROUNDING * stderr[..., None], deviation / root, np.nan)
     statistics.sort(-1)
     low, high = quantile_of_sorted(statistics, tail), quantile_of_sorted(statistics, 1 - tail)
-    student = scipy.stats.t.ppf(1 - tail, np.where(degrees > 0, degrees, 1.0))
-    low = -np.clip(np.nan_to_num(-low), student, MOST_STUDENTS * student)
-    high = np.clip(np.nan_to_num(high), student, MOST_STUDENTS * student)
+    low, high = held_to_student(low, high, np.where(degrees > 0, degrees, 1.0), level=level)
     return -high * stderr, -low * stderr
 
 

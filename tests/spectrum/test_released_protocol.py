@@ -78,7 +78,7 @@ def test_a_convex_model_gets_a_negative_eigenvalue_from_redrawn_data_only(convex
     )
     assert (redrawn["lambda_min"] < -0.1 * redrawn["lambda_max"]).all()
     assert (frozen["lambda_min"] > -1e-4 * frozen["lambda_max"]).all()
-    np.testing.assert_allclose(redrawn["lambda_ratio"], redrawn["lambda_max"] / redrawn["lambda_min"])
+    np.testing.assert_allclose(redrawn["lambda_max_over_min"], redrawn["lambda_max"] / redrawn["lambda_min"])
     assert redrawn.attrs["protocol"] == "saddle-longtail"
     assert redrawn.attrs["augmentation"] == "crop-flip, redrawn at every product"
     assert frozen.attrs["augmentation"] == "none"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from spectrum_cases import COUNTS, dense_hessian, digits, network_risk, quadratic, tanh_network
 from torch import nn
@@ -10,7 +11,7 @@ from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.risk import ModelRisk
 from landscape.spectrum import bootstrap
-from landscape.spectrum.bootstrap import bootstrap_mean, most_negative, per_example_curvatures
+from landscape.spectrum.bootstrap import bootstrap_mean, held_to_student, most_negative, per_example_curvatures
 from landscape.spectrum.lanczos import sphere
 
 
@@ -160,3 +161,15 @@ def test_refusals():
             bootstrap_mean(bad, np.random.default_rng(0))
     with pytest.raises(LandscapeError, match="got 95"):
         bootstrap_mean(np.ones(3), np.random.default_rng(0), level=95)
+
+
+def test_quantiles_are_held_between_student_s_and_five_times_as_much():
+    """For every bootstrap there is: also of surfaces, which call the same function."""
+    student = scipy.stats.t.ppf(0.975, 3)
+    low, high = held_to_student([-1.0, -4 * student, -np.inf, np.nan], [1e9, 1.0, 3 * student, np.nan], 3, level=0.95)
+    np.testing.assert_allclose(-low / student, [1, 4, 5, 1])
+    np.testing.assert_allclose(high / student, [5, 1, 3, 1])
+    values = np.array([0.0, 1e-3, 2e-3, 1.0])  # a third of the resamples miss the last one and spread by 1e-3
+    interval = bootstrap_mean(values, np.random.default_rng(0))
+    assert (interval.mean - interval.lower) / interval.stderr == pytest.approx(student, rel=1e-12)
+    assert (interval.upper - interval.mean) / interval.stderr == pytest.approx(5 * student, rel=1e-12)
