@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.files import write_bytes
+from landscape.file_kinds import kind_of_content, shard_of
+from landscape.files import first_line, kind_of, one_line, parse_json, require_file, shown_path, write_bytes
 from landscape.models import find_head, infer_model
+from landscape.torch_files import Found, Weights, find_weights, read_torch, require_plain
+
+logger = logging.getLogger(__name__)
 
 METADATA_KEY = "landscape"
-CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net")
 # DataParallel, wrappers of training scripts, torch.compile, the encoder of ImbSAM and SSE-SAM
 PREFIXES = ("module.", "model.", "_orig_mod.", "encoder.")
 
@@ -53,6 +53,9 @@ class Checkpoint:
     container
         Where the tensors were found: ``landscape``, ``safetensors``, ``torch`` (a bare state dict) or
         ``torch:net`` and the like.
+    other_container
+        Where the file holds a second set of weights: the moving average (EMA) of these, or what they are the average of.
+        None where these are all.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class Checkpoint:
     spec: dict[str, Any] | None
     sha256: str
     container: str
+    other_container: str | None = None
 
 
 def write_checkpoint(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], spec: Mapping[str, Any]) -> Path:
@@ -95,16 +99,20 @@ def write_checkpoint(path: str | os.PathLike[str], state_dict: Mapping[str, Tens
     return path
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Checkpoint:
     """Read a checkpoint: ours, a plain safetensors file, or a torch file of others.
 
     In a torch file the weights may lie bare or under one of ``state_dict``, ``model``, ``model_state``,
-    ``model_state_dict``, ``net``; the prefixes ``module.``, ``model.``, ``_orig_mod.``, ``encoder.`` go when all names share them.
+    ``model_state_dict``, ``net``, ``params``; a moving average of them (EMA) beside or in their place, as ``state_dict_ema``,
+    ``model_ema``, ``ema``, ``params_ema``, or under names that begin with ``ema_model.``. The prefixes ``module.``, ``model.``,
+    ``_orig_mod.``, ``encoder.`` go when all names share them.
 
     Parameters
     ----------
     path
         The file. Its content decides what it is, not its name.
+    weights
+        ``raw`` or ``ema``, where a file holds both. By default the raw ones, with a warning; the average where it is alone.
 
     Returns
     -------
@@ -114,8 +122,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     LandscapeError
-        If the file is missing, truncated, not a checkpoint, holds objects other than tensors (they are not executed),
-        or a weight is not finite.
+        If the file is missing, truncated, of another kind, holds objects other than tensors (they are not executed), would
+        take memory out of proportion, a weight is not finite or not plain (sparse, quantised, meta, float8), or the weights
+        asked for are not in it.
 
     Examples
     --------
@@ -127,34 +136,53 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     >>> checkpoint.container, list(checkpoint.state_dict)
     ('torch:net', ['w'])
     """
-    path = Path(path)
-    if path.is_dir():
-        raise LandscapeError(f"expected a checkpoint file, got the folder {path}: name the file in it")
+    if kind_of(path) == "nothing":
+        raise LandscapeError(f"no checkpoint at {shown_path(path)}: the file does not exist")
+    path = require_file(path, "a checkpoint file")
     try:
         with path.open("rb") as stream:
             start = stream.read(16)
             stream.seek(0)
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise LandscapeError(f"no checkpoint at {path}: the file does not exist") from None
+        kind = None if _is_safetensors(start) else kind_of_content(path)
     except OSError as error:
         raise LandscapeError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if kind is not None:
+        raise LandscapeError(f"{path} is not a checkpoint: {kind}")
+    if (part := shard_of(path)) is not None:
+        raise LandscapeError(f"{path} is {part} of a checkpoint: load them all, join their state dicts, save one file")
 
-    spec = None
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    spec, other = None, None
+    is_torch = start.startswith((b"PK", b"\x80"))  # a zip archive; a pickle
+    if _is_safetensors(start) or (path.suffix == ".safetensors" and not is_torch):
         state, spec = _read_safetensors(path)
-        container = "safetensors" if spec is None else "landscape"
-    elif start.startswith((b"PK", b"\x80")):  # a zip archive; a pickle
-        state, container = _find_state_dict(_read_torch(path, is_zip=start.startswith(b"PK")), path)
+        found = Found("safetensors" if spec is None else "landscape", state)
+        if spec is None:
+            found, other = find_weights(state, path, weights)
+            found = Found(found.container.replace("torch", "safetensors", 1), found.state)
+    elif is_torch:
+        with one_line(f"{path} is truncated or damaged"):
+            found, other = find_weights(read_torch(path, is_zip=start.startswith(b"PK")), path, weights)
     else:
         raise LandscapeError(
             f"{path} is not a checkpoint (expected a safetensors or torch file, got one that starts with {start!r})"
         )
+    state = found.state
+    require_plain(state, path)
     if spec is None:
         prefix = _common_prefix(state)
         state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
-    _check_finite(state, path)
-    return Checkpoint(path, state, spec, sha256, container)
+    if other is not None and weights is None:
+        logger.warning(
+            "%s holds two sets of weights, %s and %s (a moving average, EMA): taken is %s, --weights ema takes the other",
+            path, found.container, other.container, found.container,
+        )  # fmt: skip
+    return Checkpoint(path, state, spec, sha256, found.container, None if other is None else other.container)
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Return whether a file begins as a safetensors file: the length of a header of up to 100 MB, then JSON."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -162,53 +190,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise LandscapeError(f"{path} is not a whole safetensors file (truncated or damaged): {error}") from None
+    except Exception as error:  # SafetensorError, and what torch raises for dtypes and sizes it does not know
+        raise LandscapeError(
+            f"{path} is not a whole safetensors file (truncated or damaged): {first_line(error)}"
+        ) from error
     if not state:
         raise LandscapeError(f"{path} is not a checkpoint: it holds no tensors")
     if METADATA_KEY not in metadata:
         return state, None
-    try:
-        spec = json.loads(metadata[METADATA_KEY])
-    except json.JSONDecodeError as error:
-        raise LandscapeError(f"{path}: its metadata '{METADATA_KEY}' is not JSON: {error}") from None
+    spec = parse_json(metadata[METADATA_KEY], f"{path}: its metadata '{METADATA_KEY}'")
     if not isinstance(spec, dict):
-        raise LandscapeError(f"{path}: expected a JSON object as metadata '{METADATA_KEY}', got {spec!r}")
+        raise LandscapeError(f"{path}: expected a JSON object as metadata '{METADATA_KEY}', got {str(spec)[:60]!r}")
     return state, spec
-
-
-def _read_torch(path: Path, *, is_zip: bool) -> Any:
-    truncated = LandscapeError(f"{path} is truncated or damaged: copy or download it again")
-    if is_zip and not zipfile.is_zipfile(path):
-        raise truncated
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL:? (?:GLOBAL )?([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise LandscapeError(
-            f"{path} holds code or objects other than tensors{what}, which was not executed: "
-            "in its own project, save model.state_dict() alone"
-        ) from None
-    except Exception as error:  # torch raises whatever its readers ran into: OSError, EOFError, RuntimeError, KeyError
-        if is_zip and "not in a subdirectory" in str(error):
-            raise LandscapeError(f"{path} is not a checkpoint: a zip archive that torch did not write") from None
-        raise truncated from error
-
-
-def _find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    container, found = "torch", content
-    while isinstance(found, Mapping):
-        if found and all(isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()):
-            return {name: tensor.detach() for name, tensor in found.items()}, container
-        key = next((key for key in CONTAINERS if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            break
-        container, found = f"{container}:{key}", found[key]
-    got = f"the entries {_shorten(list(map(str, found)))}" if isinstance(found, Mapping) else type(found).__name__
-    raise LandscapeError(f"{path} is not a checkpoint: expected a state dict, bare or under {CONTAINERS}, got {got}")
 
 
 def _common_prefix(names: Mapping[str, Any]) -> str:
@@ -217,15 +210,6 @@ def _common_prefix(names: Mapping[str, Any]) -> str:
     while longer := [prefix + p for p in PREFIXES if names and all(name.startswith(prefix + p) for name in names)]:
         prefix = longer[0]
     return prefix
-
-
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            num_bad = int((~torch.isfinite(tensor)).sum())
-            raise LandscapeError(
-                f"{path}: {num_bad} of {tensor.numel()} values of '{name}' are NaN or infinite (the training diverged?)"
-            )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -257,7 +241,29 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         lists = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
         listed = "; ".join(f"{title}: {_shorten(names)}" for title, names in lists.items() if names)
         raise LandscapeError(f"{checkpoint.path} does not fit the model: {_mismatch_hint(model, state)}{listed}")
+    for name, tensor in own.items():
+        if name in state and not name.endswith("num_batches_tracked"):
+            _require_kind(name, state[name], tensor, checkpoint.path)
     model.load_state_dict(state, strict=False)
+
+
+def _require_kind(name: str, theirs: Tensor, own: Tensor, path: Path) -> None:
+    """Raise LandscapeError where copying would lose what a tensor holds, or take whole numbers for weights."""
+    kinds = [
+        "complex"
+        if t.is_complex()
+        else "real"
+        if t.is_floating_point()
+        else "bool"
+        if t.dtype == torch.bool
+        else "whole"
+        for t in (theirs, own)
+    ]
+    if kinds[0] != kinds[1]:
+        raise LandscapeError(
+            f"{path}: '{name}' holds {theirs.dtype}, the model {own.dtype}: expected {kinds[1]} numbers; convert it before "
+            "saving if that is what it means"
+        )
 
 
 def _mismatch_hint(model: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -68,6 +68,13 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return "folder" if stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "no file")
 
 
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message, on one line whatever is in it."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in os.fspath(path)
+    )
+
+
 def require_file(path: str | os.PathLike[str], what: str) -> Path:
     """Return the path of a regular file; LandscapeError for a folder, a pipe, a device, or where nothing is.
 
@@ -76,7 +83,7 @@ def require_file(path: str | os.PathLike[str], what: str) -> Path:
     kind = kind_of(path)
     if kind == "file":
         return Path(path)
-    shown = os.fspath(path).replace("\0", "\\0")
+    shown = shown_path(path)
     if kind == "folder":
         raise LandscapeError(f"expected {what}, got the folder {shown}: name the file in it")
     if kind == "nothing":
@@ -90,7 +97,7 @@ def require_replaceable(path: str | os.PathLike[str]) -> Path:
     kind = kind_of(target) if not target.is_symlink() else "a link that leads back to itself"
     if kind not in ("file", "nothing") or "\0" in str(target):
         kind = "a name with a zero byte" if "\0" in str(target) else kind
-        shown = os.fspath(path).replace("\0", "\\0")
+        shown = shown_path(path)
         raise LandscapeError(f"cannot write {shown}: expected the name of a file, got {kind}; choose another name")
     return target
 
@@ -127,9 +134,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise LandscapeError(f"{where}: JSON that is nested too deeply") from error
+        raise LandscapeError(f"{where} is JSON that is nested too deeply") from error
     except ValueError as error:  # also of numbers of thousands of digits, and bytes that are no text
-        raise LandscapeError(f"{where}: not JSON ({first_line(error)})") from error
+        raise LandscapeError(f"{where} is not JSON: {first_line(error)}") from error
 
 
 def require_unpackable(unpacked: int, packed: int, where: str) -> None:

@@ -22,6 +22,7 @@ from landscape.randomness import stream
 from landscape.risk import GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.augmented import RedrawnRisk
 from landscape.risk.examples import limit_per_class
+from landscape.torch_files import Weights
 from landscape.training import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class CheckpointSource:
         Checkpoint file.
     model, head, dataset, data_dir, imbalance_ratio, group_rule, mean, std, train_list, test_list, relabel, resize
         Needed (model and dataset) for a file of others; for one of ours they override the record.
+    weights
+        ``raw`` or ``ema`` where the file holds both, as in :func:`landscape.checkpoint.read_checkpoint`.
     cache_dir, download
         As in :func:`landscape.data.load_dataset`; they are not recorded.
     split, max_per_class
@@ -101,6 +104,7 @@ class CheckpointSource:
     test_list: str | Path | None = None
     relabel: str | None = None
     resize: int | None = None
+    weights: Weights | None = None
     cache_dir: str | Path | None = None
     download: bool = False
     split: SplitName = "train"
@@ -128,6 +132,8 @@ class CheckpointSource:
             raise LandscapeError(f"--augment-draws: expected at least 1, got {self.augment_draws}")
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("dtype", self.dtype, ("float32", "float64"))
+        if self.weights not in (None, "raw", "ema"):
+            raise unknown_name("weights", str(self.weights), ("raw", "ema"))
         if self.max_per_class is not None and self.max_per_class < 1:
             raise LandscapeError(f"--max-per-class: expected at least 1, got {self.max_per_class}")
         if self.loss != "own" and self.loss not in LOSSES:
@@ -152,7 +158,7 @@ def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
     LandscapeError
         If the file is bad, the model or data set is not named and not recorded, or the two do not fit.
     """
-    checkpoint = read_checkpoint(source.path)
+    checkpoint = read_checkpoint(source.path, weights=source.weights)
     spec = checkpoint.spec or {}
     _require_types(source, spec, RECORD_TYPES)
     dataset = _load_data(source, spec)
@@ -260,6 +266,8 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
         attributes={
             "checkpoint": Path(source.path).name,
             "checkpoint_sha256": loaded.checkpoint.sha256,
+            # Of two sets of weights in one file the results are not the same.
+            **({"weights": loaded.checkpoint.container} if loaded.checkpoint.other_container else {}),
             "dataset": dataset.name,
             "data_recipe": {key: value for key, value in dataset.recipe.items() if key not in PLACES},
             "split": source.split,

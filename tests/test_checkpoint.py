@@ -153,7 +153,7 @@ def test_whole_module_is_refused(tmp_path):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     (tmp_path / "text.pt").write_text("hello world")
-    with pytest.raises(LandscapeError, match=r"text\.pt is not a checkpoint .*hello"):
+    with pytest.raises(LandscapeError, match=r"text\.pt is not a checkpoint: a text file .*hello"):
         read_checkpoint(tmp_path / "text.pt")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")

@@ -114,13 +114,13 @@ def test_new_files_have_the_usual_permissions(tmp_path):
 def test_a_name_with_a_zero_byte_is_no_file():
     assert kind_of("a\0b") == "nothing"
     for call in (lambda: require_file("a\0b", "a list"), lambda: require_replaceable("a\0b")):
-        with pytest.raises(LandscapeError, match=r"a\\0b"):
+        with pytest.raises(LandscapeError, match=r"a\\x00b"):
             call()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000, "{", b"\xff"], ids=["deep", "digits", "cut", "bytes"])
 def test_json_that_cannot_be_read_is_one_line(text):
-    with pytest.raises(LandscapeError, match=r"run\.json: (not JSON|JSON that is nested too deeply)"):
+    with pytest.raises(LandscapeError, match=r"run\.json is (not JSON|JSON that is nested too deeply)"):
         parse_json(text, "run.json")
 
 

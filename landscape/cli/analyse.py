@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@opt.takes(opt.data_options, opt.examples_options, opt.augment_options, split="test")
+@opt.takes(opt.data_options, opt.checkpoint_options, opt.examples_options, opt.augment_options, split="test")
 def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
     """Show what is in a checkpoint: architecture, how it was trained, loss and accuracy per class and group."""
     from landscape.checkpoint import read_checkpoint
@@ -31,9 +31,9 @@ def inspect(checkpoint: opt.Checkpoint, *, given: dict[str, Any]) -> None:
     from landscape.loading import load_checkpoint, risk_of
     from landscape.models import infer_architecture
 
-    stored = read_checkpoint(checkpoint)
-    facts = _facts(stored, infer_architecture(stored.state_dict))
     source = opt.checkpoint_source(checkpoint, given)
+    stored = read_checkpoint(checkpoint, weights=source.weights)
+    facts = _facts(stored, infer_architecture(stored.state_dict))
     has_data = stored.spec is not None or source.dataset is not None
     accuracy = measure_accuracy(risk_of(load_checkpoint(source), source)) if has_data else None
     if given["as_json"]:
@@ -62,6 +62,7 @@ def _facts(stored: Any, architecture: Any) -> dict[str, Any]:
         "file": str(stored.path),
         "sha256": stored.sha256,
         "container": stored.container,
+        **({"also holds": f"{stored.other_container} (see --weights)"} if stored.other_container else {}),
         "tensors": len(stored.state_dict),
         "entries": sum(tensor.numel() for tensor in stored.state_dict.values()),
     }

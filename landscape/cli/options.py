@@ -175,6 +175,14 @@ def training_options(
     """Options of the commands that train."""
 
 
+def checkpoint_options(
+    weights: Annotated[
+        str | None, option("--weights", "raw or ema (a moving average), where a checkpoint holds both.", MODEL)
+    ] = None,
+) -> None:
+    """Options that choose among the weights of a checkpoint."""
+
+
 def examples_options(
     split: Annotated[str, option("--split", "train or test.", ANALYSIS)] = "train",
     max_per_class: Annotated[
@@ -230,7 +238,7 @@ def reconstruction_options(
     """Options of the published plots."""
 
 
-ANALYSES = (data_options, examples_options, augment_options, lanes_options, weights_options)
+ANALYSES = (data_options, checkpoint_options, examples_options, augment_options, lanes_options, weights_options)
 
 
 def takes(*templates: Callable[..., None], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -317,7 +325,7 @@ def checkpoint_source(path: Path, given: dict[str, Any]) -> CheckpointSource:
 
     fields = ["model", "head", "dataset", "data_dir", "imbalance_ratio", "group_rule"]
     fields += ["train_list", "test_list", "relabel", "resize", "cache_dir", "download"]
-    fields += ["split", "max_per_class", "augment", "augment_draws", "params", "dtype", "device"]
+    fields += ["split", "max_per_class", "augment", "augment_draws", "params", "dtype", "device", "weights"]
     return CheckpointSource(
         path,
         mean=parse_numbers(given.get("mean"), "--mean"),

@@ -31,7 +31,9 @@ def _list(value: bool) -> None:
 
 
 @app.command()
-@opt.takes(opt.data_options, opt.examples_options, opt.reconstruction_options, opt.weights_options)
+@opt.takes(
+    opt.data_options, opt.checkpoint_options, opt.examples_options, opt.reconstruction_options, opt.weights_options
+)
 def reconstruct(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A published plot; --list shows all.")],
     checkpoint: Annotated[
