@@ -152,5 +152,5 @@ def _plain(content: Any) -> Any:
 def meaning_of_trace_error(table: Any) -> str:
     """Return what stands behind the traces' errors in a table or Dataset: an interval of just that width is no Student's."""
     if "trace_high" in table and bool((table["trace_high"] - table["trace"] <= 1.001 * table["trace_stderr"]).all()):
-        return "rounding, and what the logit directions left out would add at the largest slope that was measured"
+        return "rounding, and what the logit directions left out would add at twice the largest slope that was measured"
     return "standard error over probes, in the complement of the eigenpairs that were found"

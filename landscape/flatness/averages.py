@@ -57,7 +57,10 @@ def mean_increase(study: Study) -> Estimate:
     r"""Return the expected increase under Gaussian noise, from antithetic pairs.
 
     .. math:: E_{e \sim N(0, \sigma^2 I)}\, \tfrac12 (L(w + e) + L(w - e)) - L(w)
-        = \tfrac{\sigma^2}{2} \mathrm{tr} H + O(\sigma^4)
+
+    Where the loss has four derivatives around w this is :math:`\tfrac{\sigma^2}{2} \mathrm{tr} H + O(\sigma^4)`. It is not in
+    networks with kinks (ReLU, max pooling), at no sigma: the kinks within reach of the noise carry curvature of their own, which
+    the Hessian at w does not hold (:data:`landscape.flatness.catalogue.KINKS`).
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ def mean_increase(study: Study) -> Estimate:
     >>> from landscape import AnalyticRisk
     >>> from landscape.risk import lanes_of
     >>> bowl = AnalyticRisk(lambda x: (x @ x)[None] / 2, torch.ones(3000, dtype=torch.float64))
-    >>> found = mean_increase(Study(bowl, lanes_of(bowl, "all")))  # sigma^2 / 2 tr H = 0.15
+    >>> found = mean_increase(Study(bowl, lanes_of(bowl, "all")))  # smooth: sigma^2 / 2 tr H = 0.15
     >>> bool(abs(found.value[0] - 0.15) < 5 * found.stderr[0] < 0.01)
     True
     """

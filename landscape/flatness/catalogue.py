@@ -43,6 +43,9 @@ DINH = "rescaling layers changes it and not the function (Dinh 2017)"
 RATE = "often unrelated to generalisation, follows the learning rate (Andriushchenko 2023)"
 GRADIENT = "about radius times gradient norm where the class is not stationary"
 CONFIDENCE = "falls with confidence: p (1 - p)"
+KINKS = (
+    "sigma^2 / 2 tr H + O(sigma^4) only for smooth losses: kinks (ReLU, max pooling) carry curvature that tr H lacks"
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ MEASURES: dict[str, Measure] = {
         NATS,
         "average",
         "gaussian",
-        PAIRS,
+        f"{PAIRS}; {KINKS}",
     ),
     "lpf_increase": Measure(
         lpf_increase,
@@ -132,7 +135,7 @@ MEASURES: dict[str, Measure] = {
         NATS,
         "average",
         "gaussian",
-        "estimated; error: standard error over independent draws, images as given",
+        f"estimated; error: standard error over independent draws, images as given; {KINKS}",
     ),
     "filter_relative_increase": Measure(
         filter_relative_increase,

@@ -89,7 +89,8 @@ GLOSSARY = (
     (
         "mean increase, worst-case increase",
         "rise of the loss under random filter-normalised changes of the weights, and the largest "
-        "rise found within an L2 radius ρ.",
+        "rise found within an L2 radius ρ. In networks with kinks (ReLU, max pooling) neither follows from the trace or λmax at "
+        "any radius: kinks carry curvature that the Hessian at the weights does not hold.",
     ),
 )
 

@@ -93,6 +93,21 @@ def test_errors_cover_float32():
     assert ((values - truth).abs() <= errors).all()
 
 
+@pytest.mark.parametrize("gain", [1.0, 4.0, 16.0, 64.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_errors_cover_the_directions_left_out(gain, dtype, monkeypatch):
+    """From open classes to confident ones, where most directions are left out: the error holds, and is below 2 %."""
+    model = residual(torch.float64)
+    with torch.no_grad():
+        model.head.weight.mul_(gain)
+    risk = ModelRisk(model.to(dtype), (X.to(dtype), Y))
+    values, errors = hessian_traces(risk, CLASSES)
+    monkeypatch.setattr(module, "NEGLIGIBLE", 0.0)
+    truth, _ = hessian_traces(risk.in_float64(), CLASSES)
+    assert ((values - truth).abs() <= errors).all()
+    assert (errors <= 0.02 * truth.abs()).all()
+
+
 @pytest.mark.parametrize("params", ["head", "second|hidden"])
 def test_subsets_of_the_parameters(params):
     risk = ModelRisk(residual(), (X, Y), params=params)
