@@ -40,6 +40,10 @@ SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
             (
                 "lambda_min",
                 "lambda_max",
+                "lambda_min_low",
+                "lambda_min_high",
+                "lambda_max_low",
+                "lambda_max_high",
                 "lambda_min_residual",
                 "lambda_max_residual",
                 "lambda_min_lower_bound",

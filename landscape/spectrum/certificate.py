@@ -16,47 +16,19 @@ Verdict = Literal["saddle", "slope", "no negative curvature", "undecided", "refu
 VERDICTS: tuple[Verdict, ...] = ("saddle", "slope", "no negative curvature", "undecided")
 
 
-def missed_fraction(num_steps: int, num_parameters: int, failure_probability: float) -> float:
-    r"""Return the fraction epsilon of the range by which a run may miss an extreme eigenvalue.
+def steps_to_exclude(fraction: float, num_parameters: int, failure_probability: float) -> int:
+    r"""Return the steps after which any run misses an extreme by at most ``fraction`` of the range.
 
     .. math:: P[\theta_{\min} > \lambda_{\min} + \epsilon (\lambda_{\max} - \lambda_{\min})]
               \le 1.648 \sqrt{n}\, e^{-\sqrt{\epsilon} (2 m - 1)}
 
-    for a start vector uniform on the sphere and m steps. Source: Kuczynski and Wozniakowski, *Estimating the largest
-    eigenvalue by the power and Lanczos algorithms with a random start*, SIAM J. Matrix Anal. Appl. 13, 1992.
+    for a start vector uniform on the sphere and m steps, whatever the spectrum: a forecast, and mostly too long a one. What
+    a run that was made has missed, :mod:`landscape.spectrum.end_bounds` bounds closer. Source: Kuczynski and
+    Wozniakowski, *Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start*, SIAM J. Matrix
+    Anal. Appl. 13, 1992.
     """
-    root = math.log(1.648 * math.sqrt(num_parameters) / failure_probability) / (2 * num_steps - 1)
-    return max(root, 0.0) ** 2
-
-
-def steps_to_exclude(fraction: float, num_parameters: int, failure_probability: float) -> int:
-    """Return the steps after which a run misses an extreme by at most ``fraction`` of the range."""
     root = math.log(1.648 * math.sqrt(num_parameters) / failure_probability)
     return math.ceil((max(root, 0.0) / math.sqrt(fraction) + 1) / 2)
-
-
-def lower_bound(
-    ritz_min: float,
-    ritz_max: float,
-    *,
-    num_steps: int,
-    num_parameters: int,
-    failure_probability: float,
-    noise: float,
-    is_exhausted: bool,
-) -> float:
-    """Return a bound that lies below lambda_min with probability 1 - failure_probability.
-
-    An exhausted Krylov space of a random start holds every eigenvalue (with probability one): then only rounding is
-    subtracted. Otherwise the range is bounded from the same run, half of the failure probability for either end.
-    Minus infinity where the run is too short to say anything.
-    """
-    if is_exhausted or num_steps >= num_parameters:
-        return ritz_min - noise
-    fraction = missed_fraction(num_steps, num_parameters, failure_probability / 2)
-    if fraction >= 0.45:
-        return -math.inf
-    return ritz_min - fraction * (ritz_max - ritz_min) / (1 - 2 * fraction) - noise
 
 
 @dataclass(frozen=True)
@@ -111,6 +83,14 @@ def tighter_error(value: float, residual: float, ritz: RitzPairs, noise: float) 
     return min(residual, quadratic) + noise
 
 
+def _of_the_end(e: Evidence) -> str:
+    """Return in words where lambda_min lies."""
+    high = e.lambda_min + e.noise
+    if math.isinf(e.lower_bound):
+        return f"lambda_min at most {high:.4g}"
+    return f"lambda_min {e.lambda_min:.4g} [{e.lower_bound:.4g}, {high:.4g}]"
+
+
 def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     """Return the verdict of a lane and one sentence of evidence.
 
@@ -122,40 +102,39 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
     the curvature outweighs at every radius where the loss can be told from its noise, such as one of 0, makes no slope.
     """
     e = evidence
-    error = e.residual + e.noise
     share = f"{float(curvature_ratio(e.lambda_min, e.lambda_max)):.2g} of lambda_max"
     if e.lambda_max <= 0:
         share = "nothing is positive"
+    found = f"negative curvature, {_of_the_end(e)} ({share})"
     hidden = 0.0
     if is_negative(e, threshold) and is_hidden(e):
         hidden = -e.lambda_min * (e.smallest_radius / e.reach) ** 2
         if not e.is_double:
             return "undecided", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g}, but the rounding of the loss hides up to {hidden:.1g} "
+                f"{found}, but the rounding of the loss hides up to {hidden:.1g} "
                 f"within radius {e.reach:.2g}: float64 would decide"
             )
     elif is_negative(e, threshold):
         if math.isnan(e.quadratic_radius):
             return "undecided", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) is certified; "
-                "the walk that tells a saddle from a slope was not asked for (context=False)"
+                f"{found}, is certified; the walk that tells a saddle from a slope was not asked for (context=False)"
             )
         if e.crossover_radius < e.quadratic_radius:
             return "saddle", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) outweighs the slope "
-                f"beyond radius {e.crossover_radius:.2g}, and the loss stays quadratic up to {e.quadratic_radius:.2g}"
+                f"{found}, outweighs the slope beyond radius {e.crossover_radius:.2g}, "
+                f"and the loss stays quadratic up to {e.quadratic_radius:.2g}"
             )
         if e.crossover_radius < e.smallest_radius:
             return "undecided", (
-                f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}) is certified and the gradient "
-                f"{e.gradient_norm:.2g} does not outweigh it, but the loss is nowhere quadratic"
+                f"{found}, is certified and the gradient {e.gradient_norm:.2g} "
+                "does not outweigh it, but the loss is nowhere quadratic"
             )
         reach = (
             f"is quadratic only up to {e.quadratic_radius:.2g}" if e.quadratic_radius > 0 else "is nowhere quadratic"
         )
         return "slope", (
-            f"negative curvature {e.lambda_min:.3g} ± {error:.1g} ({share}), but the gradient "
-            f"{e.gradient_norm:.2g} outweighs it up to radius {e.crossover_radius:.2g}, and the loss {reach}"
+            f"{found}, but the gradient {e.gradient_norm:.2g} outweighs it up to radius "
+            f"{e.crossover_radius:.2g}, and the loss {reach}"
         )
     if hidden and e.lower_bound >= -hidden:
         return "no negative curvature", (
@@ -168,10 +147,7 @@ def decide(evidence: Evidence, threshold: float) -> tuple[Verdict, str]:
         )
     if e.lower_bound + e.precision_gap >= -threshold * max(e.lambda_max, 0.0):
         return "undecided", (
-            f"smallest Ritz value {e.lambda_min:.3g} ± {error:.1g}; rounding moves H by {e.precision_gap:.1g}, more than "
+            f"{_of_the_end(e)}; rounding moves H by {e.precision_gap:.1g}, more than "
             f"threshold {threshold:g} leaves room for: float64 would decide, more steps would not"
         )
-    return "undecided", (
-        f"smallest Ritz value {e.lambda_min:.3g} ± {error:.1g}, bound {e.lower_bound:.3g}: "
-        f"{e.steps_to_decide} Lanczos steps would decide at threshold {threshold:g}"
-    )
+    return "undecided", (f"{_of_the_end(e)}: {e.steps_to_decide} Lanczos steps would decide at threshold {threshold:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,11 +79,16 @@ def node_at_zero(values: np.ndarray, first: np.ndarray, couplings: np.ndarray) -
     return SpectralSample(nodes, (first @ vectors[:size]) ** 2)
 
 
-def probe_quadrature(ritz: RitzPairs) -> SpectralSample:
-    """Return what a whole run says about its start vector's spectral measure, with a node at zero where that helps."""
+def probe_quadrature(ritz: RitzPairs, *, within: tuple[float, float] = (-math.inf, math.inf)) -> SpectralSample:
+    """Return what a whole run says about its start vector's spectral measure, with a node at zero where that helps.
+
+    ``within`` are the ends of the spectrum: a rule with a node beyond them is none, and the Gauss rule takes its place.
+    """
+    gauss = SpectralSample(ritz.values, ritz.weights)
     if ritz.is_exhausted or not ritz.coupling:
-        return SpectralSample(ritz.values, ritz.weights)
-    return node_at_zero(ritz.values, ritz.coordinates[0], ritz.coupling * ritz.coordinates[-1])
+        return gauss
+    rule = node_at_zero(ritz.values, ritz.coordinates[0], ritz.coupling * ritz.coordinates[-1])
+    return rule if within[0] <= rule.values.min() and rule.values.max() <= within[1] else gauss
 
 
 def deflated_sample(atoms: np.ndarray, ritz: RitzPairs | SpectralSample, num_parameters: int) -> SpectralSample:

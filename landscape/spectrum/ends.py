@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.risk import ClassRisk
 from landscape.spectrum.certificate import tighter_error
-from landscape.spectrum.lanczos import RitzPairs
+from landscape.spectrum.end_bounds import missed_distance, smallest_share
+from landscape.spectrum.lanczos import BREAKDOWN_EPS, RitzPairs
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.preflight import Proof
 
@@ -34,6 +36,10 @@ class Extremes:
         (k,) |H v - lambda v| of unit vectors, from an explicit product, in float64 unless ``certify="own"``.
     errors_low, errors_high
         (k,) how far an eigenvalue may be: the residual, or residual^2 over the gap to the next Ritz value if smaller.
+    interval_min, interval_max
+        What holds the ends themselves with the probability 1 - ``failure_probability`` each: one side is the Rayleigh
+        quotient and its rounding, the other how far beyond its Ritz values the run may have missed one
+        (:mod:`landscape.spectrum.end_bounds`) and what its precision does to H.
     vectors_low, vectors_high
         (k, n) unit vectors.
     noise
@@ -45,8 +51,12 @@ class Extremes:
     num_steps, num_plain_steps, num_hvps
         Length of the run, its steps before the first restart (those that the bound counts), products spent; a basis that
         was not kept costs the run again.
-    is_random_start
-        Whether the run began at random: only then does the bound hold.
+    random_share
+        The share of the start's squared norm that is random: 1 for one from the sphere, 0 where nothing is known about what
+        it holds of the ends, so that the outer sides of the intervals are infinite.
+    own_ends
+        The lowest and highest Rayleigh quotients of the run's own Ritz vectors, where other runs have found lower or higher
+        ones.
     proof
         What the checks of the operator found.
     asymmetry, orthogonality
@@ -61,6 +71,8 @@ class Extremes:
     errors_high: np.ndarray
     vectors_low: Tensor
     vectors_high: Tensor
+    interval_min: tuple[float, float]
+    interval_max: tuple[float, float]
     noise: float
     precision_gap: float
     ritz: RitzPairs
@@ -68,7 +80,8 @@ class Extremes:
     num_steps: int
     num_plain_steps: int
     num_hvps: int
-    is_random_start: bool
+    random_share: float
+    own_ends: tuple[float, float]
     asymmetry: float
     orthogonality: float
     proof: Proof = field(default_factory=Proof)
@@ -94,6 +107,16 @@ class Extremes:
         return float(self.residuals_high[0])
 
     @property
+    def error_min(self) -> float:
+        """The smallest e with which the lowest quotient +- e covers the interval of the end."""
+        return max(self.lambda_min - self.interval_min[0], self.interval_min[1] - self.lambda_min)
+
+    @property
+    def error_max(self) -> float:
+        """The same of the highest."""
+        return max(self.lambda_max - self.interval_max[0], self.interval_max[1] - self.lambda_max)
+
+    @property
     def v_min(self) -> Tensor:
         """(n,) the unit vector of the lowest pair."""
         return self.vectors_low[0]
@@ -104,9 +127,40 @@ class Extremes:
         return self.vectors_high[0]
 
     @property
+    def is_random_start(self) -> bool:
+        """Whether the run began on the sphere, so that its weights are a quadrature."""
+        return self.random_share == 1
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether the Krylov space was exhausted."""
         return self.ritz.is_exhausted
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What a run's start may hold so little of that the run misses it: the size of the space, and the probability.
+
+    ``random_share`` is that of the start's squared norm; 0 bounds nothing.
+    """
+
+    size: int
+    probability: float
+    random_share: float = 1.0
+
+    def distances(self, ritz: RitzPairs) -> tuple[float, float]:
+        """Return how far below and above the Ritz values an end may lie."""
+        if len(ritz.values) >= self.size:
+            return 0.0, 0.0
+        if not self.random_share:
+            return math.inf, math.inf
+        share = smallest_share(self.size, self.probability, self.random_share)
+        return missed_distance(ritz, share, is_low=True), missed_distance(ritz, share, is_low=False)
+
+    def bounds(self, ritz: RitzPairs) -> tuple[float, float]:
+        """Return the points that no eigenvalue lies beyond, in exact arithmetic."""
+        below, above = self.distances(ritz)
+        return float(ritz.values[0]) - below, float(ritz.values[-1]) + above
 
 
 @dataclass
@@ -114,6 +168,7 @@ class Finished:
     """What a lane's run leaves behind when it stops."""
 
     ritz: RitzPairs
+    plain: RitzPairs  # before the first restart
     space: Tensor
     ends: Tensor  # (2k, n)
     num_steps: int
@@ -149,7 +204,7 @@ def certify(
     exact: Tensor | None,
     *,
     proof: Proof,
-    is_random: bool,
+    missed: Missed,
     num_extra: int,
 ) -> Extremes:
     """Return the ends of a finished run with residuals from explicit products.
@@ -160,8 +215,8 @@ def certify(
         The run, with its 2k ends (2k, n).
     products, exact
         H times the ends (2k, n) in the run's precision, and in float64: of all, of the lowest k, or none.
-    proof, is_random, num_extra
-        Of the operator; whether the start was random; products beside the steps.
+    proof, missed, num_extra
+        Of the operator; what the start may hold little of; products beside the steps.
     """
     ends = done.ends
     vectors, images = ends.double(), products.double()
@@ -181,6 +236,11 @@ def certify(
         gap = max(gap, float(torch.linalg.vector_norm(exact - products[: len(exact)].double(), dim=1).max()))
     num_hvps = done.num_products + num_extra + proof.num_products
     k = len(values) // 2
+    lost = gap
+    if done.ritz.is_exhausted:  # what couples less than this was cut off
+        lost = max(gap, BREAKDOWN_EPS * torch.finfo(ends.dtype).eps * norm)
+    low, high = missed.bounds(done.plain)
+    own = rounding_of(noise, norm)
     # Of the ends that only the run certified, its own precision is the limit.
     errors = [
         tighter_error(value, residual, done.ritz, noise if exact is None or i < len(exact) else gap)
@@ -195,6 +255,8 @@ def certify(
         errors_high=np.array(errors[k:]),
         vectors_low=ends[:k],
         vectors_high=ends[k:],
+        interval_min=(min(low - lost, float(values[0]) - own), float(values[0]) + own),
+        interval_max=(float(values[k]) - own, max(high + lost, float(values[k]) + own)),
         noise=noise,
         precision_gap=gap,
         ritz=done.ritz,
@@ -202,11 +264,17 @@ def certify(
         num_steps=done.num_steps,
         num_plain_steps=done.num_plain_steps,
         num_hvps=num_hvps,
-        is_random_start=is_random,
+        random_share=missed.random_share,
+        own_ends=(float(values[0]), float(values[k])),
         asymmetry=done.asymmetry,
         orthogonality=_orthogonality(done.space),
         proof=proof,
     )
+
+
+def rounding_of(noise: float, norm: float) -> float:
+    """Return the rounding of a quotient: that of a product, and none of the zero operator."""
+    return noise if norm else 0.0
 
 
 def _orthogonality(space: Tensor) -> float:

@@ -12,9 +12,8 @@ from torch import Tensor
 from landscape.randomness import numpy_stream
 from landscape.risk import ClassRisk
 from landscape.spectrum.bootstrap import bootstrap_mean, most_negative, per_example_curvatures
-from landscape.spectrum.certificate import Evidence, is_hidden, is_negative, lower_bound, steps_to_exclude
+from landscape.spectrum.certificate import Evidence, is_hidden, is_negative, steps_to_exclude
 from landscape.spectrum.ends import Extremes
-from landscape.spectrum.lanczos import BREAKDOWN_EPS
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.rounding import loss_noise
 from landscape.spectrum.walk import Walk, smallest_radius, walk_both_ways
@@ -57,28 +56,6 @@ class LaneContext:
         return float(g @ v) ** 2 / norm if norm > 0 else 0.0
 
 
-def bound_below(extremes: Extremes, theta: Tensor, failure_probability: float) -> float:
-    """Return the number below which lambda_min does not lie, with the stated probability, rounding included.
-
-    Minus infinity where the run did not begin at random.
-    """
-    if not extremes.is_random_start:
-        return -math.inf
-    noise = extremes.precision_gap
-    if extremes.is_exhausted:  # what couples less than this was cut off
-        norm = float(np.abs(extremes.ritz.values).max(initial=0.0))
-        noise = max(noise, BREAKDOWN_EPS * torch.finfo(theta.dtype).eps * norm)
-    return lower_bound(
-        extremes.lambda_min,
-        extremes.lambda_max,
-        num_steps=extremes.num_plain_steps,
-        num_parameters=len(theta),
-        failure_probability=failure_probability,
-        noise=noise,
-        is_exhausted=extremes.is_exhausted,
-    )
-
-
 def gather_evidence(
     context: LaneContext, extremes: Extremes, options: SpectrumOptions
 ) -> tuple[Evidence, dict[str, float], Escape]:
@@ -93,13 +70,13 @@ def gather_evidence(
         residual=extremes.residual_min,
         noise=extremes.noise,
         lambda_max=extremes.lambda_max,
-        lower_bound=bound_below(extremes, theta, options.failure_probability),
+        lower_bound=extremes.interval_min[0],
         gradient_norm=context.gradient_norm,
         crossover_radius=2 * context.gradient_norm / -curvature if curvature < 0 else math.inf,
         quadratic_radius=math.nan,
         steps_to_decide=min(  # n steps exhaust the space
             len(theta),
-            max(extremes.num_steps + 1, steps_to_exclude(fraction, len(theta), options.failure_probability / 2)),
+            max(extremes.num_steps + 1, steps_to_exclude(fraction, len(theta), options.missed_probability)),
         ),
         precision_gap=extremes.precision_gap,
     )

@@ -15,8 +15,8 @@ from landscape.risk import ClassRisk
 from landscape.risk.preflight import require_proven
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.basis import BasisPlace
-from landscape.spectrum.certificate import is_certified_negative, lower_bound
-from landscape.spectrum.ends import NOISE_EPS, Extremes, Finished, certify, exact_products
+from landscape.spectrum.certificate import is_certified_negative
+from landscape.spectrum.ends import NOISE_EPS, Extremes, Finished, Missed, certify, exact_products
 from landscape.spectrum.lanczos import Lanczos, RitzPairs
 from landscape.spectrum.options import FEWEST_STEPS, SpectrumOptions
 from landscape.spectrum.preflight import Proof, prove_operator
@@ -55,29 +55,36 @@ def find_extremes_of(
     *,
     names: Sequence[str],
     options: SpectrumOptions,
-    are_random: bool = True,
+    random_shares: Sequence[float] | None = None,
+    proofs: Sequence[Proof] | None = None,
 ) -> list[Extremes]:
     """Run Lanczos on lanes (weights (B, C), starts (B, n)) in lock-step until each has what was asked for.
 
-    ``product`` is what ``risk.hessian(risk.theta, weights)`` yields.
+    ``product`` is what ``risk.hessian(risk.theta, weights)`` yields; ``random_shares`` says what share of each start's
+    squared norm is random (None: all of it). ``proofs`` are of lanes that have been proven before.
 
     Raises
     ------
     LandscapeError
         If a product is not finite, or the operator is not one fixed symmetric matrix.
     """
-    finished, proofs = _run(risk, product, weights, starts, names=names, options=options)
+    shares = [1.0] * len(weights) if random_shares is None else random_shares
+    chances = [Missed(starts.shape[1], options.missed_probability, share) for share in shares]
+    extra = 0 if proofs is not None else 2
+    finished, proofs = _run(
+        risk, product, weights, starts, names=names, options=options, chances=chances, proofs=proofs
+    )
     ends = torch.stack([finished[b].ends for b in range(len(weights))])
     products = product(ends)
     in_float64, num_exact = exact_products(risk, weights, ends, options)
-    extra = 2 + ends.shape[1] + num_exact
+    extra += ends.shape[1] + num_exact
     return [
         certify(
             finished[b],
             products[b],
             in_float64[b] if in_float64 is not None else None,
             proof=_proven(risk, proofs[b], finished[b], names[b]),
-            is_random=are_random,
+            missed=chances[b],
             num_extra=extra,
         )
         for b in range(len(weights))
@@ -102,7 +109,9 @@ def _run(
     *,
     names: Sequence[str],
     options: SpectrumOptions,
-) -> tuple[dict[int, Finished], list[Proof]]:
+    chances: Sequence[Missed],
+    proofs: Sequence[Proof] | None,
+) -> tuple[dict[int, Finished], Sequence[Proof]]:
     theta = risk.theta
     place, most_vectors = place_basis(theta, len(weights), options)
     first: list[tuple[Tensor, Tensor]] = []
@@ -122,9 +131,11 @@ def _run(
     for row, name in enumerate(names):
         if not np.isfinite(run.ritz(row).values).all():
             raise LandscapeError(f"lane '{name}': a Hessian product is not finite: the loss overflows at these weights")
-    proofs = prove_operator(risk, product, first, names=names, weights=weights)
+    if proofs is None:
+        proofs = prove_operator(risk, product, first, names=names, weights=weights)
     finished: dict[int, Finished] = {}
-    plain = limit
+    plain: dict[int, RitzPairs] = {}  # what a run knew before its first restart
+    num_plain = limit
     while rows:
         ready = {}
         for row in rows:
@@ -133,9 +144,10 @@ def _run(
                 raise LandscapeError(
                     f"lane '{names[row]}': a Hessian product is not finite: the loss overflows at these weights"
                 )
-            if run.num_steps >= limit or is_done(ritz, min(run.num_steps, plain), theta, options):
+            missed = chances[row] if getattr(risk, "is_fixed", True) else None
+            if run.num_steps >= limit or is_done(ritz, plain.get(row, ritz), theta.dtype, options, missed):
                 ready[row] = ritz
-        finished |= _collect(run, ready, product, min(run.num_steps, plain), options)
+        finished |= _collect(run, ready, plain, product, min(run.num_steps, num_plain), options)
         rows = [row for row in rows if row not in ready]
         if not rows:
             break
@@ -143,14 +155,20 @@ def _run(
         size = len(run.ritz(rows[0]).values)
         steps = min(LOOK_EVERY, limit - run.num_steps)
         if size + steps + 1 > most_vectors and place == "device":
-            plain = min(plain, run.num_steps)
+            num_plain = min(num_plain, run.num_steps)
+            plain = {row: plain.get(row) or run.ritz(row) for row in rows}
             run.restart(options.num_extremes + 4, options.num_extremes + 4)
         run.extend(steps)
     return finished, proofs
 
 
 def _collect(
-    run: Lanczos, ready: dict[int, RitzPairs], product: HessianProduct, plain: int, options: SpectrumOptions
+    run: Lanczos,
+    ready: dict[int, RitzPairs],
+    plain: dict[int, RitzPairs],
+    product: HessianProduct,
+    num_plain: int,
+    options: SpectrumOptions,
 ) -> dict[int, Finished]:
     """Take the ends, and the basis, of the lanes that are done."""
     if not ready:
@@ -173,7 +191,14 @@ def _collect(
         space = run.space(row, len(ritz.values)).clone() if again is None else ends[:0]
         ends = ends / torch.linalg.vector_norm(ends, dim=1, keepdim=True)
         finished[row] = Finished(
-            ritz, space, ends, run.num_steps, plain, run.num_steps + num_replayed, run.asymmetry(row)
+            ritz=ritz,
+            plain=plain.get(row, ritz),
+            space=space,
+            ends=ends,
+            num_steps=run.num_steps,
+            num_plain_steps=num_plain,
+            num_products=run.num_steps + num_replayed,
+            asymmetry=run.asymmetry(row),
         )
     return finished
 
@@ -186,8 +211,15 @@ def raise_too_few(wanted: int, found: int) -> None:
     )
 
 
-def is_done(ritz: RitzPairs, num_plain_steps: int, theta: Tensor, options: SpectrumOptions) -> bool:
-    """Whether a run has what was asked for: both extremes, or (until="verdict") only the sign of the smallest."""
+def is_done(
+    ritz: RitzPairs, plain: RitzPairs, dtype: torch.dtype, options: SpectrumOptions, missed: Missed | None
+) -> bool:
+    """Whether a run has what was asked for: both ends, or (until="verdict") only the sign of the smallest.
+
+    A small residual says that an eigenvalue is near, not that it is the end. So a run goes on until the end that its start
+    may have missed (from its ``plain`` pairs, before any restart) is near as well. Without ``missed``, for an operator that
+    changes with every product, or where the start holds nothing random, residuals have to do.
+    """
     if ritz.is_exhausted:
         return True
     k = options.num_extremes
@@ -195,26 +227,21 @@ def is_done(ritz: RitzPairs, num_plain_steps: int, theta: Tensor, options: Spect
     if len(ritz.values) < max(2 * k, FEWEST_STEPS):
         return False
     norm = float(np.abs(ritz.values).max())
-    tolerance = options.residual_tolerance(theta.dtype) * norm
+    tolerance = options.residual_tolerance(dtype) * norm
     low, high = float(ritz.values[0]), float(ritz.values[-1])
-    noise = NOISE_EPS * torch.finfo(theta.dtype).eps * norm
-    bound = lower_bound(
-        low,
-        high,
-        num_steps=num_plain_steps,
-        num_parameters=len(theta),
-        failure_probability=options.failure_probability,
-        noise=0.0,
-        is_exhausted=False,
-    )
+    noise = NOISE_EPS * torch.finfo(dtype).eps * norm
     is_negative = is_certified_negative(
         low, float(ritz.residuals[0]) + noise, high + float(ritz.residuals[-1]), options.threshold
     )
+    is_bounded = missed is not None and missed.random_share > 0
+    bound, above = missed.bounds(plain) if missed is not None and is_bounded else (-np.inf, np.inf)
+    is_positive = bound >= -options.threshold * high
     if options.until == "verdict":
-        is_positive = bound >= -options.threshold * high
         return bool((is_negative and ritz.residuals[-1] <= 0.1 * norm) or is_positive)
-    if not (ritz.residuals[-k:] <= tolerance).all():
+    outer = [*ritz.residuals[:k], *ritz.residuals[-k:]]
+    if not all(residual <= tolerance for residual in outer):
         return False
-    if is_negative or k > 1:
-        return bool((ritz.residuals[:k] <= tolerance).all()) and (is_negative or bound >= -options.threshold * high)
-    return bound >= -options.threshold * high
+    width = options.end_width
+    if is_bounded and above - high > width * abs(high):
+        return False
+    return not is_bounded or is_positive or low - bound <= width * abs(low)

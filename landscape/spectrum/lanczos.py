@@ -5,6 +5,7 @@ Knows nothing of networks: an operator is a function from vectors (B, n) to prod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,9 @@ class RitzPairs:
         Whether the Krylov space became invariant: then every value is an eigenvalue, up to rounding.
     coupling
         beta_k: how strongly H couples the space to the rest.
+    log_couplings
+        Sum of the logarithms of beta_1 ... beta_k, the norm of the characteristic polynomial of T at the start vector; NaN
+        after a restart.
     """
 
     values: np.ndarray
@@ -55,6 +59,7 @@ class RitzPairs:
     residuals: np.ndarray
     is_exhausted: bool
     coupling: float = 0.0
+    log_couplings: float = -math.inf
 
 
 class Lanczos:
@@ -217,7 +222,8 @@ class Lanczos:
         values, vectors = self._projected(index, size)
         coupling = 0.0 if is_exhausted else float(self._betas[index, size - 1])
         weights = vectors[0] ** 2 if not self._prefix.shape[1] else np.full(len(values), np.nan)
-        return RitzPairs(values, weights, vectors, coupling * np.abs(vectors[-1]), is_exhausted, coupling)
+        logs = np.nan if self._prefix.shape[1] else -np.inf if is_exhausted else np.log(self._betas[index, :size]).sum()
+        return RitzPairs(values, weights, vectors, coupling * np.abs(vectors[-1]), is_exhausted, coupling, float(logs))
 
     def asymmetry(self, row: int) -> float:
         """Return how far the overlaps of H q_j with earlier vectors are from those of a symmetric H, relative to |H|.
@@ -234,6 +240,12 @@ class Lanczos:
     def vectors(self, row: int, coordinates: np.ndarray) -> Tensor:
         """Return the vectors (j, n) whose columns of coordinates (k, j) refer to one row's basis."""
         return self._basis.combine(self.rows.index(row), torch.as_tensor(coordinates))
+
+    def starts_of(self, rows: Sequence[int]) -> Tensor:
+        """Return the start vectors (B, n) of a run whose basis was not kept."""
+        if self._starts is None:
+            raise ValueError("the start vectors are kept with basis='none'")
+        return self._starts[list(rows)]
 
     def space(self, row: int, size: int) -> Tensor:
         """Return one row's first ``size`` basis vectors (size, n): a view while the basis is on the device."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from landscape.randomness import stream
 from landscape.risk import ClassRisk
 from landscape.risk.protocol import HessianProduct
-from landscape.spectrum.certificate import decide, is_certified_negative
+from landscape.spectrum.agreement import join_probes
+from landscape.spectrum.certificate import decide
 from landscape.spectrum.density import SpectralSample
 from landscape.spectrum.ends import Extremes
 from landscape.spectrum.evidence import Escape, LaneContext, curvature_context, gather_evidence
@@ -62,8 +63,8 @@ def measure_wave(
     """Return everything that the spectrum group holds, lane by lane, for lanes (weights (B, C)) in lock-step.
 
     ``traces``, where they are known exactly, take the place of the probes' own.
-    ``warm`` names extreme vectors from a nearby point (another checkpoint): they start the extreme runs, and a lane that
-    then shows no negative curvature runs again from a random start, because only that can exclude it.
+    ``warm`` names extreme vectors from a nearby point (another checkpoint): they start the extreme runs, together with a
+    random vector, which bounds what the old ones may miss.
     """
     theta = risk.theta
     contexts = [LaneContext.of(risk, row) for row in weights]
@@ -72,7 +73,9 @@ def measure_wave(
         densities: list[Density | None] = [None] * len(names)
         if options.until == "converged":
             generators = [lambda what, n=name: stream(seed, f"spectrum/{n}/{what}") for name in names]
-            densities = list(sample_densities(theta, product, extremes, options, generators, traces))
+            sampled = sample_densities(theta, product, extremes, options, generators, traces)
+            densities = list(sampled)
+            extremes = join_probes(risk, product, weights, extremes, sampled, names=names, options=options)
     return [
         _record(context, extreme, density, options, seed=seed, name=name)
         for context, extreme, density, name in zip(contexts, extremes, densities, names)
@@ -91,31 +94,18 @@ def _extremes(
 ) -> list[Extremes]:
     size = len(risk.theta)
     starts = torch.cat([sphere(1, size, stream(seed, f"spectrum/{name}/extremes")) for name in names])
-    half = options.half()
-    if not warm or half is None or any(name not in warm for name in names):
+    if not warm or any(name not in warm for name in names):
         return find_extremes_of(risk, product, weights, starts, names=names, options=options)
-    # Without a random part, a symmetry of the network would lock the run into the space of the old vectors.
+    # Without a random part, a symmetry of the network would lock the run into the space of the old vectors, and nothing
+    # could be said about what the old vectors hold too little of.
     ends = torch.stack([v_min.double() + v_max.double() for v_min, v_max in (warm[name] for name in names)])
-    mixed = ends.cpu() + WARM_RANDOM * starts
-    found = find_extremes_of(risk, product, weights, mixed, names=names, options=half, are_random=False)
-    again = [b for b, e in enumerate(found) if not _is_negative(e, options)]
-    if again:
-        cold = find_extremes_of(
-            risk,
-            lambda v, lanes=None: product(v, lanes=again if lanes is None else [again[i] for i in lanes]),
-            weights[again],
-            starts[again],
-            names=[names[b] for b in again],
-            options=half,
-        )
-        for b, extremes in zip(again, cold):
-            found[b] = replace(extremes, num_hvps=extremes.num_hvps + found[b].num_hvps)
-    return found
-
-
-def _is_negative(extremes: Extremes, options: SpectrumOptions) -> bool:
-    error = extremes.residual_min + extremes.noise
-    return is_certified_negative(extremes.lambda_min, error, extremes.lambda_max, options.threshold)
+    mixed = ends.cpu() + WARM_RANDOM * torch.cat(
+        [sphere(1, size, stream(seed, f"spectrum/{name}/warm")) for name in names]
+    )
+    shares = (WARM_RANDOM / torch.linalg.vector_norm(mixed, dim=1)).square().tolist()
+    return find_extremes_of(
+        risk, product, weights, mixed, names=names, options=options, random_shares=[min(s, 0.5) for s in shares]
+    )
 
 
 def _record(
@@ -132,7 +122,7 @@ def _record(
         evidence, walk, escape = gather_evidence(context, extremes, options)
         verdict, sentence = decide(evidence, options.threshold)
         extra = curvature_context(context, extremes, options, seed=seed, name=name)
-        bound, crossover, quadratic = evidence.lower_bound, evidence.crossover_radius, evidence.quadratic_radius
+        crossover, quadratic = evidence.crossover_radius, evidence.quadratic_radius
         gradient_norm = evidence.gradient_norm
         to_decide = evidence.steps_to_decide if verdict == "undecided" else extremes.num_steps
     else:
@@ -140,13 +130,22 @@ def _record(
         walk, escape, extra = {}, Escape(nothing, nothing), {}
         gradient_norm = context.gradient_norm
         verdict, sentence = "refused", REDRAWN
-        bound, crossover, quadratic, to_decide = -math.inf, math.nan, math.nan, extremes.num_steps
+        crossover, quadratic, to_decide = math.nan, math.nan, extremes.num_steps
+        nowhere = (math.nan, math.nan)  # the ends of no matrix
+        extremes = replace(extremes, interval_min=nowhere, interval_max=nowhere)
     own = SpectralSample(extremes.ritz.values, extremes.ritz.weights)
     samples = density.samples if density is not None else [own]
+    # One number for one eigenvalue: the run's own ends as they were certified.
+    certified = dict(zip((float(extremes.ritz.values[0]), float(extremes.ritz.values[-1])), extremes.own_ends))
+    nodes = [
+        np.clip(
+            [certified.get(value, value) for value in sample.values.tolist()], extremes.lambda_min, extremes.lambda_max
+        )
+        for sample in samples
+    ]  # a node beyond both ends by rounding is at the end
     out = {
         **ends_record(extremes),
         **interval_record(density),
-        "lambda_min_lower_bound": bound,
         "gradient_norm": gradient_norm,
         "gradient_share_along_v": context.share_along(extremes.v_min),
         "loss": context.loss(risk.theta),
@@ -161,7 +160,7 @@ def _record(
         **extra,
         "verdict": verdict,
         "evidence": sentence,
-        "ritz_value": _padded([sample.values for sample in samples]),
+        "ritz_value": _padded(nodes),
         "ritz_weight": _padded([sample.weights for sample in samples]),
         "escape_along_v": escape.along_v.numpy(),
         "escape_along_gradient": escape.along_gradient.numpy(),
@@ -186,10 +185,15 @@ def ends_record(extremes: Extremes) -> dict[str, object]:
     return {
         "lambda_min": extremes.lambda_min,
         "lambda_max": extremes.lambda_max,
+        "lambda_min_low": extremes.interval_min[0],
+        "lambda_min_high": extremes.interval_min[1],
+        "lambda_max_low": extremes.interval_max[0],
+        "lambda_max_high": extremes.interval_max[1],
+        "lambda_min_lower_bound": extremes.interval_min[0],
         "lambda_min_residual": extremes.residual_min,
         "lambda_max_residual": extremes.residual_max,
-        "lambda_min_error": float(extremes.errors_low[0]),
-        "lambda_max_error": float(extremes.errors_high[0]),
+        "lambda_min_error": extremes.error_min,
+        "lambda_max_error": extremes.error_max,
         "eigenvalue_low": extremes.values_low,
         "eigenvalue_low_residual": extremes.residuals_low,
         "eigenvalue_high": extremes.values_high,

@@ -18,7 +18,7 @@ from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, HessianProduct, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.augmented import require_fixed
 from landscape.risk.layers import layer_hessian
-from landscape.spectrum.evidence import bound_below
+from landscape.spectrum.agreement import join_probes
 from landscape.spectrum.extremes import find_extremes_of
 from landscape.spectrum.lanczos import sphere
 from landscape.spectrum.lane import ends_record, interval_record
@@ -206,20 +206,18 @@ def _lane_blocks(risk: ClassRisk, row: Tensor) -> Iterator[Callable[[Sequence[st
 def _measure_block(
     block: BlockRisk, row: Tensor, options: SpectrumOptions, *, seed: int, name: str
 ) -> dict[str, np.ndarray]:
-    size, weights = len(block.theta), row[None]
+    size, weights, where = len(block.theta), row[None], name.removeprefix("layers/")
     start = sphere(1, size, stream(seed, f"{name}/extremes"))
     density = None
     with block.hessian(block.theta, weights) as product:
-        [extremes] = find_extremes_of(
-            block, product, weights, start, names=[name.removeprefix("layers/")], options=options
-        )
+        [extremes] = find_extremes_of(block, product, weights, start, names=[where], options=options)
         if options.until == "converged":
             generators = [lambda what: stream(seed, f"{name}/{what}")]
             [density] = sample_densities(block.theta, product, [extremes], options, generators)
+            [extremes] = join_probes(block, product, weights, [extremes], [density], names=[where], options=options)
     out = {
         **ends_record(extremes),
         **interval_record(density),
-        "lambda_min_lower_bound": bound_below(extremes, block.theta, options.failure_probability),
         "num_hvps": extremes.num_hvps + (density.num_hvps if density is not None else 0),
     }
     values = {key: np.asarray(value) for key, value in out.items() if key not in LEFT_OUT}

@@ -178,6 +178,8 @@ def _measure_draw(
                 "lambda_max": e.lambda_max,
                 "ratio": float(curvature_ratio(e.lambda_min, e.lambda_max)),
                 "gradient_norm": norm,
+                "lambda_min_error": e.error_min,
+                "lambda_max_error": e.error_max,
                 "lambda_min_residual": e.residual_min,
                 "lambda_max_residual": e.residual_max,
                 "num_hvps": e.num_hvps,
@@ -196,6 +198,8 @@ def _assemble(risk: ClassRisk, lanes: Lanes, blocks: list[dict[str, np.ndarray]]
         count = values.shape[1]
         stderr = values.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(values), np.nan)
         dataset[f"{key}_stderr"] = ("lane", stderr)
+        dataset[f"{key}_full"] = ("lane", full[key])
+    for key in ("lambda_min_error", "lambda_max_error"):
         dataset[f"{key}_full"] = ("lane", full[key])
     for key in ("lambda_min", "lambda_max"):
         dataset[key].attrs["units"] = "loss per squared weight"

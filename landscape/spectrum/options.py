@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +16,11 @@ BasisChoice = Literal["auto", "device", "host", "none"]
 
 # Residual at which an extreme counts as converged, in units of |H|; its eigenvalue error is the square over the gap.
 EXTREME_TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-7}
+# How far beyond the printed one an end may lie, relative to it, when a run stops (with the stated probability).
+END_WIDTH = 1e-3
+# The part of the failure probability that is spent on what the extreme run's own start may hold too little of. The tenth
+# costs two or three steps more and leaves the rest to the independent starts of the density, which stand in where it fails.
+OWN_PART = 0.1
 # Products that prove the operator: repeat, linearity, additivity.
 PROOF_PRODUCTS = 3
 # The fewest Lanczos steps of a run and of a probe that are worth having.
@@ -38,7 +43,7 @@ class SpectrumOptions:
     threshold
         Negative curvature matters above this multiple of lambda_max.
     failure_probability
-        Of the lower bound on lambda_min.
+        That an end lies outside its interval.
     tolerance
         Residual at which an extreme counts as converged, in units of |H|; None for ``EXTREME_TOLERANCE``.
     num_extremes
@@ -156,18 +161,21 @@ class SpectrumOptions:
         probes = 0 if self.until == "verdict" else self.num_probes * SHORTEST_PROBE
         return self.budget - self.overhead - probes - 2 * self.num_traces
 
-    def half(self) -> SpectrumOptions | None:
-        """Return the options of either of two extreme runs, a warm and a random one; None where the budget is too small."""
-        if self.budget is None:
-            return self
-        steps = (self._room - self.overhead) // 2
-        return replace(self, max_steps=min(steps, self.max_steps)) if steps >= FEWEST_STEPS else None
-
     def probe_steps(self, num_spent: int) -> int:
         """Return the steps per density probe after ``num_spent`` products of a lane."""
         if self.budget is None:
             return self.num_steps
         return max((self.budget - num_spent - 2 * self.num_traces) // max(self.num_probes, 1), SHORTEST_PROBE)
+
+    @property
+    def missed_probability(self) -> float:
+        """The probability with which an extreme run may have missed an end by more than it says."""
+        return OWN_PART * self.failure_probability
+
+    @property
+    def end_width(self) -> float:
+        """How far beyond the printed one an end may lie, relative to it, when a run stops."""
+        return max(END_WIDTH, self.tolerance or 0.0)
 
     def residual_tolerance(self, dtype: torch.dtype) -> float:
         """Return the residual, relative to |H|, at which an extreme has converged."""

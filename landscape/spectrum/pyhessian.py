@@ -155,7 +155,8 @@ def _statistics(output: PyHessianOutput) -> dict[str, np.ndarray]:
     """Return what PyHessian's own numbers say."""
     values, weights = output.ritz_value, output.ritz_weight
     missing = (
-        *("lambda_min_residual", "lambda_max_residual", "lambda_min_lower_bound", "trace_stderr"),
+        *(f"lambda_{end}_{part}" for end in ("min", "max") for part in ("low", "high", "error", "residual")),
+        *("lambda_min_lower_bound", "trace_stderr"),
         *("noise_floor", "crossover_radius", "quadratic_radius", "negative_energy_stderr"),
     )
     energy = np.sum(weights * np.abs(values))

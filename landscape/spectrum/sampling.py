@@ -16,10 +16,11 @@ from landscape.risk import ClassRisk, ModelRisk
 from landscape.risk.protocol import HessianProduct
 from landscape.risk.traces import MOST_CLASSES, hessian_traces
 from landscape.spectrum.density import SpectralSample, deflated_sample, node_at_zero, probe_quadrature
-from landscape.spectrum.ends import Extremes
+from landscape.spectrum.end_bounds import joint_distance, shifted_by_couplings
+from landscape.spectrum.ends import NOISE_EPS, Extremes
 from landscape.spectrum.extremes import place_basis
 from landscape.spectrum.intervals import Interval, energy_interval, mass_interval, trace_interval
-from landscape.spectrum.lanczos import Lanczos, sphere
+from landscape.spectrum.lanczos import Lanczos, RitzPairs, sphere
 from landscape.spectrum.options import SpectrumOptions
 from landscape.spectrum.trace import xtrace
 
@@ -50,6 +51,8 @@ class Density:
         tr(H), tr(H-)/tr|H| and the share of eigenvalues below -threshold lambda_max, with their intervals.
     num_hvps
         Products spent.
+    ends
+        What the probes say about the ends that the extreme run found; None without probes.
     """
 
     samples: list[SpectralSample]
@@ -57,14 +60,37 @@ class Density:
     energy: Interval
     mass: Interval
     num_hvps: int
+    ends: ProbedEnds | None = None
+
+
+@dataclass(frozen=True)
+class ProbedEnds:
+    """What probes, independent of the extreme run, say about both ends of H.
+
+    Attributes
+    ----------
+    lowest, highest
+        The outermost Ritz values of all probes.
+    low, high
+        Points that no eigenvalue lies beyond unless all probes' starts hold too little of it.
+    outside
+        (n,) a unit vector with the Ritz vectors of the probes that lie outside the extreme run's ends; None where none does.
+    """
+
+    lowest: float
+    highest: float
+    low: float
+    high: float
+    outside: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Atoms:
-    """Deflated Ritz pairs of one lane: values (d,), unit vectors (d, n), and what their couplings may shift."""
+    """Deflated Ritz pairs of one lane: values (d,), unit vectors (d, n), residuals (d,), and what these may shift."""
 
     values: np.ndarray
     vectors: Tensor
+    residuals: np.ndarray
     shift: float
 
 
@@ -72,14 +98,14 @@ def choose_atoms(extremes: Extremes) -> _Atoms:
     """Return the Ritz pairs of an extreme run that stand for eigenvalues of their own."""
     ritz = extremes.ritz
     if not len(extremes.space):  # no basis was kept
-        return _Atoms(np.zeros(0), extremes.space, 0.0)
+        return _Atoms(np.zeros(0), extremes.space, np.zeros(0), 0.0)
     chosen = ritz.residuals <= DEFLATION_SHARE * np.abs(ritz.values)
     if len(ritz.values) == extremes.space.shape[1]:  # the whole space: everything is exact
         chosen[:] = True
     values, residuals = ritz.values[chosen], ritz.residuals[chosen]
     shift = float((residuals**2 / np.maximum(np.abs(values), np.finfo(float).tiny)).sum())
     coordinates = torch.as_tensor(ritz.coordinates[:, chosen]).to(extremes.space)
-    return _Atoms(values, coordinates.T @ extremes.space, shift)
+    return _Atoms(values, coordinates.T @ extremes.space, residuals, shift)
 
 
 def own_quadrature(extremes: Extremes, size: int) -> tuple[_Atoms, SpectralSample] | None:
@@ -111,7 +137,7 @@ def own_quadrature(extremes: Extremes, size: int) -> tuple[_Atoms, SpectralSampl
     couplings = ritz.coupling * ritz.coordinates[-1]
     rest = node_at_zero(ritz.values[~chosen], ritz.coordinates[0, ~chosen], couplings[~chosen])
     share = max(rest.weights.sum(), 1e-300)
-    return _Atoms(values, extremes.space[:0], shift), SpectralSample(rest.values, rest.weights / share)
+    return _Atoms(values, extremes.space[:0], residuals, shift), SpectralSample(rest.values, rest.weights / share)
 
 
 def exact_traces(risk: ClassRisk, weights: Tensor, options: SpectrumOptions) -> list[Interval] | None:
@@ -168,32 +194,47 @@ def sample_densities(
     steps = {b: min(options.probe_steps(extremes[b].num_hvps), left) for b, left in enumerate(num_left) if left > 0}
     probes: dict[int, list[SpectralSample]] = {b: [o[1]] for b, o in enumerate(own) if o and len(o[1].values)}
     traces: dict[int, Interval] = {}
+    ends: dict[int, ProbedEnds] = {}
     if steps:
         lanes = list(steps)
         stack = _stack([atoms[b].vectors for b in lanes])
         starts = _starts(theta, [generators[b] for b in lanes], "probe", max(options.num_probes, 1))
-        probes |= _probe(product, starts, stack, steps, options)
+        sampled = _probe(product, starts, stack, steps, options, {b: extremes[b] for b in lanes})
+        for b, (runs, outside) in sampled.items():
+            within = (extremes[b].lambda_min, extremes[b].lambda_max)
+            probes[b] = [probe_quadrature(run, within=within) for run in runs]
+            if runs:
+                ends[b] = _probed_ends(runs, atoms[b], extremes[b], size, outside, options)
         if options.num_traces:
             traces = _xtraces(theta, product, lanes, atoms, stack, generators, options)
     return [
-        _summarise(
-            atoms[b],
-            probes.get(b, []),
-            traces.get(b),
-            extremes[b],
-            size,
-            steps.get(b, 0),
-            options,
-            known=None if known is None else known[b],
+        replace(
+            _summarise(
+                atoms[b],
+                probes.get(b, []),
+                traces.get(b),
+                extremes[b],
+                size,
+                steps.get(b, 0),
+                options,
+                known=None if known is None else known[b],
+            ),
+            ends=ends.get(b),
         )
         for b in range(len(extremes))
     ]
 
 
 def _probe(
-    product: HessianProduct, starts: Tensor, stack: Tensor, steps: dict[int, int], options: SpectrumOptions
-) -> dict[int, list[SpectralSample]]:
-    """Return the quadratures of the lanes in ``steps`` from starts (B, p, n), deflated vectors (B, d, n)."""
+    product: HessianProduct,
+    starts: Tensor,
+    stack: Tensor,
+    steps: dict[int, int],
+    options: SpectrumOptions,
+    extremes: dict[int, Extremes],
+) -> dict[int, tuple[list[RitzPairs], Tensor | None]]:
+    """Return the runs of the lanes in ``steps`` from starts (B, p, n), deflated vectors (B, d, n), and what they found outside
+    the lanes' ends."""
     lanes, per_lane, size = list(steps), starts.shape[1], starts.shape[2]
     place, _ = place_basis(starts.view(-1, size)[0], len(lanes) * per_lane, options, longest=max(steps.values()))
     going = list(lanes)
@@ -203,17 +244,59 @@ def _probe(
         deflated=stack,
         basis=place,
     )
-    probes: dict[int, list[SpectralSample]] = {}
+    probes: dict[int, tuple[list[RitzPairs], Tensor | None]] = {}
     for target in sorted(set(steps.values())):
         run.extend(target - run.num_steps)
         for b in [b for b in going if steps[b] == target]:
             first = lanes.index(b) * per_lane
-            pairs = [run.ritz(row) for row in range(first, first + per_lane)]
-            probes[b] = [probe_quadrature(r) for r in pairs if len(r.values)]
+            pairs = {row: run.ritz(row) for row in range(first, first + per_lane)}
+            outside = _outside(run, pairs, extremes[b])
+            probes[b] = [r for r in pairs.values() if len(r.values)], outside
         going = [b for b in going if steps[b] > target]
         if going:
             run.keep([lanes.index(b) * per_lane + p for b in going for p in range(per_lane)])
     return probes
+
+
+def _outside(run: Lanczos, pairs: dict[int, RitzPairs], extremes: Extremes) -> Tensor | None:
+    """Return a unit vector (n,) with the probes' outermost Ritz vectors that lie outside a lane's ends."""
+    known = {row: r for row, r in pairs.items() if len(r.values) and np.isfinite(r.values).all()}
+    if not known:
+        return None
+    lowest, highest = min(known, key=lambda x: known[x].values[0]), max(known, key=lambda x: known[x].values[-1])
+    found = []
+    own = extremes.ritz.values
+    rounding = NOISE_EPS * torch.finfo(extremes.v_min.dtype).eps * float(np.abs(own).max(initial=0.0))
+    if known[lowest].values[0] < own[0] - rounding:
+        found.append((lowest, 0))
+    if known[highest].values[-1] > own[-1] + rounding:
+        found.append((highest, -1))
+    if not found:
+        return None
+    if run.place == "none":  # no vectors at hand: the start of such a probe holds what it found
+        return run.starts_of([row for row, _ in found]).sum(0)
+    return torch.stack([run.vectors(row, known[row].coordinates[:, [end]])[0] for row, end in found]).sum(0)
+
+
+def _probed_ends(
+    runs: list[RitzPairs],
+    atoms: _Atoms,
+    extremes: Extremes,
+    size: int,
+    outside: Tensor | None,
+    options: SpectrumOptions,
+) -> ProbedEnds:
+    lowest, highest = min(float(r.values[0]) for r in runs), max(float(r.values[-1]) for r in runs)
+    chance, room = options.failure_probability - options.missed_probability, size - len(atoms.values)
+    below = lowest - joint_distance(runs, lowest, room, chance, is_low=True)
+    above = highest + joint_distance(runs, highest, room, chance, is_low=False)
+    return ProbedEnds(
+        lowest=lowest,
+        highest=highest,
+        low=shifted_by_couplings(below, atoms.values, atoms.residuals) - extremes.precision_gap,
+        high=-shifted_by_couplings(-above, -atoms.values, atoms.residuals) + extremes.precision_gap,
+        outside=outside,
+    )
 
 
 def _xtraces(

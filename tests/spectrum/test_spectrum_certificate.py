@@ -12,7 +12,7 @@ import torch
 
 from landscape.randomness import stream
 from landscape.spectrum import VERDICTS, Lanczos
-from landscape.spectrum.certificate import Evidence, decide, is_negative, lower_bound, missed_fraction, steps_to_exclude
+from landscape.spectrum.certificate import Evidence, decide, is_negative, steps_to_exclude
 from landscape.spectrum.lanczos import sphere
 from landscape.spectrum.walk import smallest_radius, walk_both_ways
 
@@ -22,65 +22,38 @@ BISECTED = 2 ** (1 / 8)  # the walk states its radius to within this factor, fro
 # ---- the bound of Kuczynski and Wozniakowski ---------------------------------------------------------------------
 
 
+def chance_of_missing(fraction: float, num_parameters: int, num_steps: int) -> float:
+    return 1.648 * math.sqrt(num_parameters) * math.exp(-math.sqrt(fraction) * (2 * num_steps - 1))
+
+
 @pytest.mark.parametrize("num_parameters", [10, 1000, 10**6])
 @pytest.mark.parametrize("probability", [0.1, 1e-3, 1e-9])
-def test_steps_and_fraction_are_inverse(num_parameters, probability):
+def test_the_forecast_is_the_smallest_number_of_steps_that_the_formula_allows(num_parameters, probability):
     for fraction in (0.3, 0.01, 1e-4):
         steps = steps_to_exclude(fraction, num_parameters, probability)
-        assert missed_fraction(steps, num_parameters, probability) <= fraction * (1 + 1e-12)
+        assert chance_of_missing(fraction, num_parameters, steps) <= probability * (1 + 1e-9)
         if steps > 1:
-            assert missed_fraction(steps - 1, num_parameters, probability) > fraction
-
-
-def test_the_formula_itself():
-    """P = 1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1)): the anchor of the survey, n = 4.6e5, m = 100, P = 1e-3."""
-    assert missed_fraction(100, 460_000, 1e-3) == pytest.approx(4.9e-3, rel=0.02)
-    epsilon = missed_fraction(7, 50, 0.2)
-    assert 1.648 * math.sqrt(50) * math.exp(-math.sqrt(epsilon) * 13) == pytest.approx(0.2, rel=1e-12)
+            assert chance_of_missing(fraction, num_parameters, steps - 1) > probability
+    assert steps_to_exclude(4.9e-3, 460_000, 1e-3) in (100, 101)  # the anchor of the survey
 
 
 @pytest.mark.parametrize("kind", ["lonely minimum", "uniform", "Chebyshev"])
-def test_the_bound_holds_empirically(kind):
-    """Over 200 random starts (the distribution does not depend on the eigenvectors) the run misses by more than
-    epsilon no more often than stated: at most P + 5 sqrt(P (1 - P) / 200)."""
-    size, steps = 120, 9
+def test_the_forecast_of_steps_holds_empirically(kind):
+    """Over 200 random starts (the distribution does not depend on the eigenvectors) a run of the forecast length misses by
+    more than its fraction no more often than stated: at most P + 5 sqrt(P (1 - P) / 200)."""
+    size, fraction = 120, 0.1
     spectrum = {
         "lonely minimum": np.concatenate([[-1.0], np.linspace(0, 1, size - 1)]),
         "uniform": np.linspace(-1, 1, size),
         "Chebyshev": np.cos(np.pi * (np.arange(size) + 0.5) / size),
     }[kind]
     diagonal = torch.as_tensor(spectrum)
-    run = Lanczos(lambda v: v * diagonal, sphere(200, size, stream(0, f"bound/{kind}")))
-    run.extend(steps)
-    smallest = np.array([run.ritz(row).values[0] for row in range(200)])
-    missed = (smallest - spectrum.min()) / (spectrum.max() - spectrum.min())
     for probability in (0.5, 0.1, 0.01):
-        epsilon = missed_fraction(steps, size, probability)
-        allowed = probability + 5 * math.sqrt(probability * (1 - probability) / 200)
-        assert (missed > epsilon).mean() <= allowed
-    bounds = [
-        lower_bound(
-            run.ritz(row).values[0],
-            run.ritz(row).values[-1],
-            num_steps=steps,
-            num_parameters=size,
-            failure_probability=0.1,
-            noise=0.0,
-            is_exhausted=False,
-        )
-        for row in range(200)
-    ]
-    assert (np.array(bounds) > spectrum.min()).mean() <= 0.1 + 5 * math.sqrt(0.09 / 200)
-
-
-def test_the_bound_says_nothing_after_few_steps_and_everything_after_all():
-    common = {"num_parameters": 100, "failure_probability": 1e-3, "noise": 0.25}
-    assert lower_bound(1.0, 2.0, num_steps=3, is_exhausted=False, **common) == -math.inf
-    assert lower_bound(1.0, 2.0, num_steps=3, is_exhausted=True, **common) == 0.75
-    assert lower_bound(1.0, 2.0, num_steps=100, is_exhausted=False, **common) == 0.75
-    bounds = [lower_bound(1.0, 2.0, num_steps=m, is_exhausted=False, **common) for m in (15, 20, 40, 99)]
-    assert bounds == sorted(bounds)
-    assert bounds[-1] < 0.75
+        run = Lanczos(lambda v: v * diagonal, sphere(200, size, stream(0, f"bound/{kind}")))
+        run.extend(steps_to_exclude(fraction, size, probability))
+        smallest = np.array([run.ritz(row).values[0] for row in range(200)])
+        missed = (smallest - spectrum.min()) / (spectrum.max() - spectrum.min())
+        assert (missed > fraction).mean() <= probability + 5 * math.sqrt(probability * (1 - probability) / 200)
 
 
 # ---- verdicts ----------------------------------------------------------------------------------------------------
