@@ -100,6 +100,10 @@ def spectrum(
     lanes = {
         "lambda_min": low,
         "lambda_max": high,
+        "lambda_min_low": low - 3 * residual,
+        "lambda_min_high": low + 1e-4,
+        "lambda_max_low": high - 1e-4,
+        "lambda_max_high": high * (1 + 3e-4),
         "lambda_min_residual": residual,
         "lambda_max_residual": high * 1e-4,
         "lambda_min_lower_bound": np.where(low > 0, -0.02, low * 1.3),
@@ -141,7 +145,8 @@ def _context(low: np.ndarray, residual: np.ndarray, rng: np.random.Generator) ->
     """Split, image interval, index and the errors of the operator's checks."""
     network = low * (1.5 + rng.uniform(0, 0.5, low.size))
     return {
-        "lambda_min_error": residual**2,
+        "lambda_min_error": np.maximum(3 * residual, 1e-4),
+        "lambda_max_error": np.full(low.size, 3e-3),
         "index_lower_bound": np.where(low < 0, 7.0, 0.0),
         "gauss_newton_curvature": low - network,
         "functional_curvature": network,

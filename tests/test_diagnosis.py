@@ -209,8 +209,8 @@ def test_digits_summary_has_a_row_per_lane_and_errors_beside_the_numbers(table, 
     assert list(table.index) == [*digits.class_names, "head", "medium", "tail", "all"]
     assert table.index.name == "lane"
     for column, error in {
-        "lambda_min": "lambda_min_residual",
-        "lambda_max": "lambda_max_residual",
+        "lambda_min": "lambda_min_error",
+        "lambda_max": "lambda_max_error",
         "trace": "trace_stderr",
         "negative_energy": "negative_energy_stderr",
         "mean_increase": "mean_increase_stderr",

@@ -11,7 +11,15 @@ import typer
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.measuring import estimate, measure_groups
-from landscape.cli.terminal import ProgressLine, meaning_of_trace_error, print_json, say, show_table, with_error
+from landscape.cli.terminal import (
+    ProgressLine,
+    end_of_spectrum,
+    meaning_of_trace_error,
+    print_json,
+    say,
+    show_table,
+    with_error,
+)
 from landscape.cli.train import show_verdicts
 
 if TYPE_CHECKING:
@@ -101,20 +109,23 @@ def _show_summary(table: pd.DataFrame, as_json: bool) -> None:
     if as_json:
         print_json(table.reset_index().to_dict("records"))
         return
-    rounding = table.noise_floor
     show_table(
         {
             "lane": [str(name) for name in table.index],
             "n": [str(n) for n in table.num_examples],
             "loss": [f"{x:.4g}" for x in table.loss],
             "|g|": [f"{x:.3g}" for x in table.gradient_norm],
-            "lambda_min": [with_error(v, e) for v, e in zip(table.lambda_min, table.lambda_min_residual + rounding)],
-            "lambda_max": [with_error(v, e) for v, e in zip(table.lambda_max, table.lambda_max_residual + rounding)],
+            "lambda_min": [
+                end_of_spectrum(v, e, is_low=True) for v, e in zip(table.lambda_min, table.lambda_min_error)
+            ],
+            "lambda_max": [
+                end_of_spectrum(v, e, is_low=False) for v, e in zip(table.lambda_max, table.lambda_max_error)
+            ],
             "trace": [with_error(v, e) for v, e in zip(table.trace, table.trace_stderr)],
             "verdict": [str(v) for v in table.verdict],
         }
     )
-    say("loss, |g|: exact over the n examples; lambda ± residual and rounding")
+    say("loss, |g|: exact over the n examples; lambda ± error: holds the end of the spectrum itself")
     say(f"trace ± {meaning_of_trace_error(table)}")
 
 

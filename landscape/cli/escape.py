@@ -64,7 +64,7 @@ def _show(dataset: xr.Dataset) -> None:
     groups = [name for name in ("head", "medium", "tail", "all") if name in names]
     columns = {
         "lane": [str(name) for name in dataset.lane.values],
-        "lambda_min": [with_error(v, e) for v, e in zip(dataset.lambda_min.values, dataset.lambda_min_residual.values)],
+        "v'Hv": [f"{value:.4g}" for value in dataset.lambda_min.values],
         "best decrease": [],
         "at": [f"{value:+.3g}" if value else "-" for value in dataset.best_distance.values],
     }
@@ -79,5 +79,5 @@ def _show(dataset: xr.Dataset) -> None:
     columns["affordable"] = [f"{v:.3g}" if v > 0 else "none" for v in dataset.affordable_decrease.values]
     show_table(columns)
     say("decrease and cost in nats ± paired standard error over images, at the best of the steps walked along +-v_min;")
-    say(f"distance {dataset.attrs['units'].partition('; ')[2]}; lambda_min ± residual")
+    say(f"distance {dataset.attrs['units'].partition('; ')[2]}; v'Hv: the curvature along v, an exact product")
     say("affordable: the largest decrease of a step that costs no group, nor the whole, more than a tenth of it")

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.terminal import meaning_of_trace_error, print_json, say, show_table, with_error
+from landscape.cli.terminal import end_of_spectrum, meaning_of_trace_error, print_json, say, show_table, with_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +70,8 @@ def show_spectrum(dataset: xr.Dataset) -> None:
             "loss": _numbers(dataset, "loss", 4),
             "accuracy": _with_errors(dataset, "accuracy", "accuracy_stderr"),
             "|g|": _numbers(dataset, "gradient_norm"),
-            "lambda_min": _with_errors(dataset, "lambda_min", "lambda_min_residual", "noise_floor"),
-            "lambda_max": _with_errors(dataset, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "lambda_min": _ends(dataset, "lambda_min"),
+            "lambda_max": _ends(dataset, "lambda_max"),
             "verdict": [str(v) for v in dataset.verdict.values],
         }
     )
@@ -80,8 +80,8 @@ def show_spectrum(dataset: xr.Dataset) -> None:
         say(
             "the images were redrawn at every product: lambda, trace and negative energy belong to no matrix, ± included"
         )
-    elif _is_known(dataset, "lambda_min_residual"):
-        say("lambda ± residual |Hv - lambda v| and rounding: an eigenvalue of the lane's Hessian lies within")
+    elif _is_known(dataset, "lambda_min_error"):
+        say(meaning_of_ends(dataset))
     else:
         say("lambda: extreme Ritz values, no error bars")
     show_evidence(dataset)
@@ -207,8 +207,8 @@ def show_trajectory(dataset: xr.Dataset) -> None:
             "loss": _numbers(one, "loss", 4),
             "accuracy": _with_errors(one, "accuracy", "accuracy_stderr"),
             "|g|": _numbers(one, "gradient_norm"),
-            "lambda_min": _with_errors(one, "lambda_min", "lambda_min_residual", "noise_floor"),
-            "lambda_max": _with_errors(one, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "lambda_min": _ends(one, "lambda_min"),
+            "lambda_max": _ends(one, "lambda_max"),
             "ratio": [_number(v) for v in _ratio(one)],
             "overlap": _numbers(one, "overlap_previous", 2),
             "verdict": [str(v) for v in one.verdict.values],
@@ -216,7 +216,8 @@ def show_trajectory(dataset: xr.Dataset) -> None:
         for name, cells in rows.items():
             columns.setdefault(name, []).extend(cells)
     show_table(columns)
-    say("accuracy ± standard error; lambda ± residual and rounding; ratio: max(-lambda_min, 0) / lambda_max")
+    say(f"accuracy ± standard error; {meaning_of_ends(dataset)}")
+    say("ratio: max(-lambda_min, 0) / lambda_max")
     say("overlap: squared cosine of v_min with the checkpoint before")
     if dataset.attrs.get("epoch_means") == "position":
         say("epoch: the position in the list, since not every file states its epoch")
@@ -238,14 +239,15 @@ def show_layers(dataset: xr.Dataset) -> None:
             "lane": [lane] * len(layers),
             "layer": layers,
             "parameters": [str(n) for n in dataset.num_parameters.values],
-            "lambda_min": _with_errors(one, "lambda_min", "lambda_min_residual", "noise_floor"),
-            "lambda_max": _with_errors(one, "lambda_max", "lambda_max_residual", "noise_floor"),
+            "lambda_min": _ends(one, "lambda_min"),
+            "lambda_max": _ends(one, "lambda_max"),
             "trace": _with_errors(one, "trace", "trace_stderr"),
         }
         for name, cells in rows.items():
             columns.setdefault(name, []).extend(cells)
     show_table(columns)
-    say("each layer's diagonal block of the Hessian; errors as above; the whole's ends lie outside its blocks'")
+    say("each layer's diagonal block of the Hessian; the whole's ends lie outside its blocks'")
+    say(meaning_of_ends(dataset))
 
 
 def show_matched(dataset: xr.Dataset) -> None:
@@ -255,12 +257,15 @@ def show_matched(dataset: xr.Dataset) -> None:
     columns["n"] = [str(n) for n in dataset.num_examples_full.values]
     columns["matched n"] = [str(n) for n in dataset.num_examples.values]
     for key, title in (("lambda_min", "lambda_min"), ("lambda_max", "lambda_max"), ("gradient_norm", "|g|")):
-        full, drawn = _numbers(dataset, f"{key}_full"), _with_errors(dataset, f"{key}_mean", f"{key}_stderr")
+        is_end = key != "gradient_norm"
+        full = _ends(dataset, key, "_full") if is_end else _numbers(dataset, f"{key}_full")
+        drawn = _with_errors(dataset, f"{key}_mean", f"{key}_stderr")
         columns[title] = full
         columns[f"{title}, matched"] = ["the same" if same else cell for same, cell in zip(whole, drawn)]
     show_table(columns)
     draws, size = dataset.sizes["draw"], dataset.attrs["size"]
     errors = "mean ± standard error over draws" if draws > 1 else "one draw, no error bars"
+    say(f"all images: {meaning_of_ends(dataset)}")
     say(f"matched: {size} images of every class, {draws} draws without replacement; {errors}")
     if whole.any():
         say("the same: the class has no more images, so every draw holds all of them")
@@ -318,6 +323,25 @@ def _numbers(dataset: xr.Dataset, name: str, digits: int = 3) -> list[str]:
 def _with_errors(dataset: xr.Dataset, name: str, *errors: str) -> list[str]:
     total = sum(_values(dataset, error) for error in errors)
     return [with_error(float(v), float(e)) for v, e in zip(_values(dataset, name), total)]  # type: ignore[arg-type]
+
+
+def _ends(dataset: xr.Dataset, name: str, suffix: str = "") -> list[str]:
+    pairs = zip(_values(dataset, f"{name}{suffix}"), _values(dataset, f"{name}_error{suffix}"))
+    is_low, is_one_sided = name == "lambda_min", is_one_sided_run(dataset)
+    return [end_of_spectrum(float(v), float(e), is_low=is_low, is_one_sided=is_one_sided) for v, e in pairs]
+
+
+def is_one_sided_run(dataset: xr.Dataset) -> bool:
+    """Whether the runs stopped as soon as verdicts were clear, their ends being bounds from one side."""
+    return str(dataset.attrs.get("option_until", "")) == "verdict"
+
+
+def meaning_of_ends(dataset: xr.Dataset) -> str:
+    """Return what stands beside the ends of a table, in one line."""
+    if is_one_sided_run(dataset):
+        return "lambda: the run stopped when the verdict was clear, so the ends are bounds from one side"
+    chance = float(dataset.attrs.get("lower_bound_probability", 0.999))
+    return f"lambda ± error: holds the smallest (largest) eigenvalue itself with probability {chance:g} over the run's start"
 
 
 def _intervals(dataset: xr.Dataset, name: str, *, has_value: bool = True) -> list[str]:

@@ -117,6 +117,21 @@ def with_error(value: float, error: float) -> str:
     return f"{_fixed(value, digits)} ± {_fixed(error, 1)}"
 
 
+def end_of_spectrum(value: float, error: float, *, is_low: bool, is_one_sided: bool = False) -> str:
+    """Return an end of a spectrum: ``value ± error``, or the one side that a run without an error bar knows.
+
+    Examples
+    --------
+    >>> end_of_spectrum(-4.53525, 0.004, is_low=True), end_of_spectrum(-4.341, 2.0, is_low=True, is_one_sided=True)
+    ('-4.535 ± 0.004', 'at most -4.341')
+    >>> end_of_spectrum(91.2, float("inf"), is_low=False), end_of_spectrum(91.2, float("nan"), is_low=False)
+    ('at least 91.2', '91.2')
+    """
+    if error == error and (is_one_sided or math.isinf(error)) and value == value:
+        return f"at {'most' if is_low else 'least'} {value:.4g}"
+    return with_error(value, error)
+
+
 def _exponent(value: float) -> int:
     return math.floor(math.log10(abs(value))) if value else 0
 

@@ -10,7 +10,16 @@ import typer
 
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
-from landscape.cli.terminal import ProgressLine, note, print_json, say, show_estimate, show_table, with_error
+from landscape.cli.terminal import (
+    ProgressLine,
+    end_of_spectrum,
+    note,
+    print_json,
+    say,
+    show_estimate,
+    show_table,
+    with_error,
+)
 from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
@@ -100,12 +109,12 @@ def show_verdicts(tables: dict[str, pd.DataFrame]) -> None:
             "test accuracy": [
                 with_error(r.get("test_accuracy", nan), r.get("test_accuracy_stderr", nan)) for _, _, r in rows
             ],
-            "lambda_min": [with_error(r.lambda_min, r.lambda_min_residual + r.noise_floor) for _, _, r in rows],
-            "lambda_max": [with_error(r.lambda_max, r.lambda_max_residual + r.noise_floor) for _, _, r in rows],
+            "lambda_min": [end_of_spectrum(r.lambda_min, r.lambda_min_error, is_low=True) for _, _, r in rows],
+            "lambda_max": [end_of_spectrum(r.lambda_max, r.lambda_max_error, is_low=False) for _, _, r in rows],
             "verdict": [r.verdict for _, _, r in rows],
         }
     )
-    say("accuracy ± standard error; lambda ± residual and rounding")
+    say("accuracy ± standard error; lambda ± error: holds the end of the spectrum itself")
 
 
 @app.command()

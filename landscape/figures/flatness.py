@@ -23,7 +23,7 @@ _FEW_TIMES = 5.0
 # What stands in a flatness Dataset beside its measures.
 _BESIDE = ("loss", "own_loss", "num_examples")
 # Error of a curvature that is not named <variable>_stderr.
-_ERRORS = {"lambda_max": "lambda_max_residual", "lambda_min": "lambda_min_residual"}
+_ERRORS = {"lambda_max": "lambda_max_error", "lambda_min": "lambda_min_error"}
 _SHORT_UNITS = {
     "nats per example": "nats",
     "nats squared": "nats²",

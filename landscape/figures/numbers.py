@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def short(value: float) -> str:
@@ -40,6 +44,28 @@ def with_error(value: float, error: float) -> str:
         if digits > 3:
             text = f"{value:.{min(digits, 6)}g}".replace("-", "−")
     return f"{text} ± {short(float(f'{error:.1g}'))}"
+
+
+def end_of_spectrum(dataset: xr.Dataset, name: str) -> str:
+    """Return an end of one lane (``lambda_min`` or ``lambda_max``) with what holds it, or the one side that is known."""
+    if name not in dataset:
+        return "–"
+    value, error = float(dataset[name]), float(dataset[f"{name}_error"]) if f"{name}_error" in dataset else math.nan
+    is_one_sided = str(dataset.attrs.get("option_until", "")) == "verdict" or math.isinf(error)
+    if math.isfinite(value) and not math.isnan(error) and is_one_sided:
+        return f"{'≤' if name == 'lambda_min' else '≥'} {short(value)}"
+    return with_error(value, error)
+
+
+def precise(value: float) -> str:
+    """Return a number with six significant digits, as for bounds that lie close together.
+
+    Examples
+    --------
+    >>> precise(-4.5352512), precise(1.25e-7)
+    ('−4.53525', '1.25e−07')
+    """
+    return f"{value:.6g}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def interval(low: float, high: float) -> str:

@@ -24,7 +24,7 @@ from landscape.figures.lanes import (
     num_examples,
     thinned,
 )
-from landscape.figures.numbers import interval, log_ticks, short, with_error
+from landscape.figures.numbers import end_of_spectrum, interval, log_ticks, precise, short, with_error
 from landscape.figures.picture import Array, ColourScale, symlog, symlog_inverse, symlog_ticks
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "class_lanes",
     "colour_scale",
     "diverging_scale",
+    "end_of_spectrum",
     "finite_range",
     "grid_shape",
     "interval",
@@ -47,6 +48,7 @@ __all__ = [
     "log_ticks",
     "num_examples",
     "padded",
+    "precise",
     "scale_card",
     "short",
     "size_scale",

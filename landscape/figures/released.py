@@ -155,9 +155,8 @@ def _panel(lane: str, theirs: xr.Dataset, ours: xr.Dataset, all_ours: xr.Dataset
     for k, (who, data, colour) in enumerate((("released", theirs, _THEIRS), ("ours", ours, _OURS))):
         smallest = float(data["lambda_min"])
         marks.append(Line(np.array([smallest] * 2), np.array([_OFFSET, _TOP]), colour, "", "dot", width=0.8))
-        residual = float(data["lambda_min_residual"]) if "lambda_min_residual" in data else float("nan")
         height = _TOP * _LINES ** (1.75 - k)
-        for words, shift in ((f"{who}: λmin {prep.with_error(smallest, residual)}", 0.0), (_verdict(data), -8.0)):
+        for words, shift in ((f"{who}: λmin {prep.end_of_spectrum(data, 'lambda_min')}", 0.0), (_verdict(data), -8.0)):
             marks.append(Text(edges[0], height, words, INK, "left", (3.0, shift), 6.0))
     y = Axis("density + 1e−7", "log", (_OFFSET, _TOP * _LINES**2.1))
     return Panel(prep.lane_label(all_ours, lane), Axis("", "symlog", edges, 1.0), y, tuple(marks))

@@ -77,7 +77,7 @@ def plot_spectrum(
         f"Curves: Ritz nodes smoothed by a Gaussian of width {_WIDTH:g} in the drawn coordinate, density per "
         f"unit of that axis, "
         "for the eye only. Stems (up to three curves): raw nodes, height = raw weight. "
-        "Bars on top: λmin to λmax ± residual."
+        "Bars on top: λmin to λmax ± error."
     )
     if by == "lane" and len(chosen) > _MAX_SMALL_MULTIPLES:
         picked = np.unique(np.linspace(0, len(chosen) - 1, _MAX_SMALL_MULTIPLES).round().astype(int))
@@ -157,10 +157,6 @@ def _range_bar(
     lane_data: xr.Dataset, height: float, look: Look, prefix: str, edges: tuple[float, float], few: bool
 ) -> list[Mark]:
     low, high = float(lane_data["lambda_min"]), float(lane_data["lambda_max"])
-    residuals = [
-        float(lane_data[f"{end}_residual"]) if f"{end}_residual" in lane_data else float("nan")
-        for end in ("lambda_min", "lambda_max")
-    ]
     marks: list[Mark] = [
         Line(np.array([low, high]), np.array([height, height]), look.colour, "", look.dash, look.marker, 1.0),
     ]
@@ -172,8 +168,8 @@ def _range_bar(
         lead = f"{prefix}: " if prefix else ""
         size = 6.6 if prefix else 5.9
         for x, align, text in (
-            (edges[0], "left", f"{lead}λmin {prep.with_error(low, residuals[0])}"),
-            (edges[1], "right", f"λmax {prep.with_error(high, residuals[1])}"),
+            (edges[0], "left", f"{lead}λmin {prep.end_of_spectrum(lane_data, 'lambda_min')}"),
+            (edges[1], "right", f"λmax {prep.end_of_spectrum(lane_data, 'lambda_max')}"),
         ):
             shift = 3.0 if align == "left" else -3.0
             marks.append(Text(x, height, text, look.colour, align, (shift, 7.0), size))  # type: ignore[arg-type]

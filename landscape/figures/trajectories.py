@@ -38,8 +38,8 @@ VERDICT_MARKERS = {
 }
 _WIDE = 12.0  # a quotient of largest and smallest from which an axis is logarithmic
 _NOTE = (
-    "Bands: residual and rounding, within which an eigenvalue lies for certain; bars: the tighter error, residual² over "
-    "the gap. The markers name the verdict at that epoch."
+    "Bands: the intervals that hold the ends themselves, with the stated probability. The markers name the verdict at that "
+    "epoch."
 )
 
 
@@ -87,36 +87,30 @@ def plot_trajectory(
     return render(picture, backend)
 
 
-# One lane of a trajectory -> values, the half-width of its band below and above, the half-length of its bars.
-_Quantity = Callable[[xr.Dataset], tuple[Array, Array, Array, Array | None]]
+# One lane of a trajectory -> values, and both edges of the band that holds them.
+_Quantity = Callable[[xr.Dataset], tuple[Array, Array, Array]]
 
 
 def _end(name: str) -> _Quantity:
-    def quantity(lane: xr.Dataset) -> tuple[Array, Array, Array, Array | None]:
-        values = lane[name].values
-        error = _errors(lane, name)
-        tight = lane[f"{name}_error"].values if f"{name}_error" in lane else None
-        return values, values - error, values + error, tight
+    def quantity(lane: xr.Dataset) -> tuple[Array, Array, Array]:
+        return lane[name].values, *_interval(lane, name)
 
     return quantity
 
 
-def _ratio(lane: xr.Dataset) -> tuple[Array, Array, Array, Array | None]:
-    low, high = lane["lambda_min"].values, lane["lambda_max"].values
-    low_error, high_error = _errors(lane, "lambda_min"), _errors(lane, "lambda_max")
-    positive = np.where(high > high_error, high, np.nan)
-    return (
-        curvature_ratio(low, positive),
-        curvature_ratio(low + low_error, positive + high_error),
-        curvature_ratio(low - low_error, positive - high_error),
-        None,
-    )
+def _ratio(lane: xr.Dataset) -> tuple[Array, Array, Array]:
+    deepest, shallowest = _interval(lane, "lambda_min")
+    lowest, highest = _interval(lane, "lambda_max")
+    value = curvature_ratio(lane["lambda_min"].values, np.where(lowest > 0, lane["lambda_max"].values, np.nan))
+    return value, curvature_ratio(shallowest, highest), curvature_ratio(deepest, lowest)
 
 
-def _errors(lane: xr.Dataset, name: str) -> Array:
-    """Return the rigorous error of an end: residual and rounding, 0 where neither is recorded."""
-    known = [lane[key].values for key in (f"{name}_residual", "noise_floor") if key in lane]
-    return np.nansum(known, axis=0) if known else np.zeros(lane[name].shape)
+def _interval(lane: xr.Dataset, name: str) -> tuple[Array, Array]:
+    """Return the edges of what holds an end, the value itself where nothing is known."""
+    value = lane[name].values
+    edges = [lane[f"{name}_{side}"].values if f"{name}_{side}" in lane else value for side in ("low", "high")]
+    low, high = (np.where(np.isfinite(edge), edge, value) for edge in edges)
+    return low, high
 
 
 def _panel(
@@ -133,13 +127,13 @@ def _panel(
     seen: list[Array] = []
     for lane in lanes:
         one = trajectory.sel(lane=lane)
-        values, low, high, bars = quantity(one)
+        values, low, high = quantity(one)
         seen.append(values)
         look = looks[lane]
         name = prep.lane_label(trajectory, lane)
         marks.append(Band(epochs, low, high, look.colour))
         marks.append(Line(epochs, values, look.colour, name if is_first else "", look.dash, width=1.1))
-        marks += _verdicts(one, epochs, values, bars, look.colour, name)
+        marks += _verdicts(one, epochs, values, look.colour, name)
     if is_first:
         marks += _verdict_legend(trajectory, lanes)
     left, right = prep.padded(epochs.min(), epochs.max(), 0.03)
@@ -147,15 +141,14 @@ def _panel(
     return Panel("", Axis("", limits=(left, right)), y, (*_stage_marks(trajectory, y, (left, right)), *marks))
 
 
-def _verdicts(lane: xr.Dataset, epochs: Array, values: Array, bars: Array | None, colour: str, name: str) -> list[Mark]:
+def _verdicts(lane: xr.Dataset, epochs: Array, values: Array, colour: str, name: str) -> list[Mark]:
     verdicts = lane["verdict"].values.astype(str) if "verdict" in lane else np.full(epochs.shape, "undecided")
     marks: list[Mark] = []
     for verdict, marker in VERDICT_MARKERS.items():
         at = verdicts == verdict
         if at.any():
             hover = tuple(f"{name}, epoch {e:g}: {prep.short(v)}, {verdict}" for e, v in zip(epochs[at], values[at]))
-            error = bars[at] if bars is not None else None
-            marks.append(Points(epochs[at], values[at], colour, marker, "", 4.5, error=error, hover=hover))
+            marks.append(Points(epochs[at], values[at], colour, marker, "", 4.5, hover=hover))
     return marks
 
 

@@ -137,7 +137,7 @@ def plot_verdicts(
         (Cells(texts, fills, inks),),
     )
     note = (
-        "λmin ± residual; ratio = max(−λmin, 0) / λmax; radii: beyond the first curvature outweighs the slope, up to the second "
+        "λmin ± error; ratio = max(−λmin, 0) / λmax; radii: beyond the first curvature outweighs the slope, up to the second "
         "the loss is quadratic; intervals at 95 %. Symbols: "
     )
     note += ", ".join(f"{look.symbol} {w}" for w, look in VERDICT_LOOKS.items() if w != "refused" or _is_refused(data))
@@ -166,7 +166,7 @@ def _numbers(dataset: xr.Dataset, lane: str) -> dict[str, str]:
     one = dataset.sel(lane=lane)
     low, high, slope = (_value(one, name) for name in ("lambda_min", "lambda_max", "gradient_norm"))
     columns = {
-        "λmin ± residual": ("lambda_min", prep.with_error(low, _value(one, "lambda_min_residual"))),
+        "λmin ± error": ("lambda_min", prep.end_of_spectrum(one, "lambda_min")),
         "ratio": ("lambda_max", prep.short(float(curvature_ratio(low, high)))),
         "|λmin| / |g|": ("gradient_norm", prep.short(float(curvature_over_gradient(low, slope)))),
         "radii": ("crossover_radius", _radii(one)),
@@ -200,9 +200,9 @@ def _verdict_cell(dataset: xr.Dataset, lane: str, is_long: bool) -> tuple[str, s
     word, fill, ink = _word_cell(dataset, lane)
     numbers = _numbers(dataset, lane)
     if is_long:
-        return f"{word[0]} {numbers['λmin ± residual']}", fill, ink
+        return f"{word[0]} {numbers['λmin ± error']}", fill, ink
     ratio = f", ratio {numbers['ratio']}" if numbers["ratio"] != "–" else ""
-    lines = [word, f"{numbers['λmin ± residual']}{ratio}"]
+    lines = [word, f"{numbers['λmin ± error']}{ratio}"]
     if numbers["|λmin| / |g|"] != "–":
         lines.append(f"|λmin| / |g| {numbers['|λmin| / |g|']}, radii {numbers['radii']}")
     return "\n".join(lines), fill, ink

@@ -42,9 +42,12 @@ def lane_proof(spectrum: xr.Dataset, lane: str) -> Proof:
 
     level = f"{100 * float(spectrum.attrs.get('interval_level', 0.95)):g} %"
     found = [("operator", _operator(spectrum, lane)), ("rounding", _rounding(spectrum, lane))]
-    if math.isfinite(known("lambda_min_error")):
-        text = f"{prep.with_error(known('lambda_min'), known('lambda_min_error'))}, rounding included (residual "
-        found.append(("λmin", f"{text}{prep.short(known('lambda_min_residual'))})"))
+    chance = spectrum.attrs.get("lower_bound_probability")
+    for variable, name in (("lambda_min", "λmin"), ("lambda_max", "λmax")):
+        if math.isfinite(known(f"{variable}_low")) and math.isfinite(known(f"{variable}_high")):
+            below, above, residual = (prep.precise(known(f"{variable}_{part}")) for part in ("low", "high", "residual"))
+            text = f"between {below} and {above}" + ("" if chance is None else f" with probability {float(chance):g}")
+            found.append((name, f"{text}, rounding included (residual {residual})"))
     for variable, name in _INTERVALS:
         low, high = known(f"{variable}_low"), known(f"{variable}_high")
         if math.isfinite(low) and math.isfinite(high):

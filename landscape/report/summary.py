@@ -53,9 +53,9 @@ GLOSSARY = (
         "be; nothing can be said about the sign of its curvature.",
     ),
     (
-        "λmin, λmax ± residual",
-        "smallest and largest eigenvalue found of the lane's Hessian; an eigenvalue lies within one "
-        "residual of each. λmin is an upper bound of the true smallest one.",
+        "λmin, λmax ± error",
+        "smallest and largest eigenvalue of the lane's Hessian, each with an error that holds the end itself (with the "
+        "stated probability over the random starts), not just some eigenvalue; ≤ or ≥ where only one side is known.",
     ),
     (
         "error bars",
@@ -200,8 +200,8 @@ def _row(lane: str, spectrum: xr.Dataset, groups: Mapping[str, xr.Dataset | None
     worst = f"worst-case increase{'' if rho is None else f' (ρ = {prep.short(rho)})'}"
     return row | {
         "|g|": measured("gradient_norm"),
-        "λmin ± residual": _pair(spectrum, "lambda_min", "lambda_min_residual", lane),
-        "λmax ± residual": _pair(spectrum, "lambda_max", "lambda_max_residual", lane),
+        "λmin ± error": _end(spectrum, "lambda_min", lane),
+        "λmax ± error": _end(spectrum, "lambda_max", lane),
         "ratio": prep.short(float(curvature_ratio(low, high))),
         "|λmin| / |g|": prep.short(float(curvature_over_gradient(low, slope))),
         "lower bound": measured("lambda_min_lower_bound"),
@@ -247,7 +247,7 @@ def verdict_matrix(spectra: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
                 cells.append(None)
                 continue
             low, high = number(dataset, "lambda_min", lane), number(dataset, "lambda_max", lane)
-            value = _pair(dataset, "lambda_min", "lambda_min_residual", lane)
+            value = _end(dataset, "lambda_min", lane)
             ratio = prep.short(float(curvature_ratio(low, high)))
             verdict = str(dataset["verdict"].sel(lane=lane).item())
             cells.append(
@@ -292,7 +292,7 @@ def found_warnings(results: Mapping[str, xr.DataTree]) -> list[str]:
 
 def _statement(spectrum: xr.Dataset, lane: str) -> Statement:
     verdict = str(spectrum["verdict"].sel(lane=lane).item())
-    low = _pair(spectrum, "lambda_min", "lambda_min_residual", lane)
+    low = _end(spectrum, "lambda_min", lane)
     high = prep.short(number(spectrum, "lambda_max", lane))
     crossover, quadratic = (prep.short(number(spectrum, f"{key}_radius", lane)) for key in ("crossover", "quadratic"))
     bound = prep.short(number(spectrum, "lambda_min_lower_bound", lane))
@@ -344,6 +344,10 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset | None:
 
 def _pair(dataset: xr.Dataset | None, variable: str, error: str, lane: str, **at: float | None) -> str:
     return prep.with_error(number(dataset, variable, lane, **at), number(dataset, error, lane, **at))
+
+
+def _end(spectrum: xr.Dataset, variable: str, lane: str) -> str:
+    return prep.end_of_spectrum(spectrum.sel(lane=lane), variable)
 
 
 def _percent(share: float) -> str:

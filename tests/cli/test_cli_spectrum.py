@@ -47,7 +47,12 @@ def plain(checkpoint, tmp_path_factory) -> tuple[str, xr.Dataset]:
 def test_every_number_comes_with_its_error_or_is_called_exact(plain):
     text, dataset = plain
     assert all(len(line) <= 120 for line in text.splitlines()[:-1])
-    for words in ("loss, |g|: exact", "accuracy ± standard error", "lambda ± residual", "trace ± rounding"):
+    for words in (
+        "loss, |g|: exact",
+        "accuracy ± standard error",
+        "lambda ± error: holds the smallest",
+        "trace ± rounding",
+    ):
         assert words in text
     for column in ("v'Hv over images", "crossover", "v'Gv", "negative energy", "negative mass", "index", "products"):
         assert column in text
@@ -62,12 +67,12 @@ def printed(dataset: xr.Dataset, capsys) -> str:
 
 
 def test_what_was_not_measured_has_no_column(plain, capsys):
-    unknown = ["trace", "crossover_radius", "quadratic_radius", "lambda_min_residual", "noise_floor"]
+    unknown = ["trace", "crossover_radius", "quadratic_radius", "lambda_min_error", "lambda_max_error"]
     dataset = plain[1].copy()
     for name in unknown:
         dataset[name] = dataset[name] * np.nan
     text = printed(dataset, capsys)
-    for words in ("trace", "crossover", "escapes", "lambda ± residual"):
+    for words in ("trace", "crossover", "escapes", "lambda ± error"):
         assert words not in text
     assert "no error bars" in text
 
@@ -79,7 +84,7 @@ def test_of_a_redrawn_operator_nothing_is_called_an_error(plain, capsys):
     dataset["quadratic_radius"] = dataset.quadratic_radius * np.nan
     text = printed(dataset, capsys)
     assert "belong to no matrix" in text
-    for words in ("lambda ± residual", "trace ± standard error", "index"):
+    for words in ("lambda ± error", "trace ± standard error", "index"):
         assert words not in text
 
 

@@ -75,7 +75,7 @@ def test_curvature_stands_at_its_loss_and_has_its_error(variable):
     exact = set(zip(data.loss.values.tolist(), data[variable].values.tolist()))
     np.testing.assert_allclose(sorted(found), sorted(exact), rtol=1e-6)
     bars = np.concatenate([trace.error_y.array for trace in markers(figure)])
-    error = data["trace_stderr" if variable == "trace" else "lambda_max_residual"]
+    error = data["trace_stderr" if variable == "trace" else "lambda_max_error"]
     np.testing.assert_allclose(sorted(bars), sorted(error.values), rtol=2e-3)  # bars are stored as float32 ends
     assert figure.layout.xaxis.type == "log"
 

@@ -120,7 +120,7 @@ def test_density_and_stems_are_the_nodes_of_the_dataset():
     high = tail["ritz_weight"].values[kept] / 3 > 1e-5
     np.testing.assert_allclose(np.asarray(stems.y)[high], tail["ritz_weight"].values[kept][high] / 3, rtol=1e-6)
     text = " ".join(a.text for a in figure.layout.annotations)
-    assert figures.spectra.prep.with_error(float(tail["lambda_min"]), float(tail["lambda_min_residual"])) in text
+    assert figures.spectra.prep.with_error(float(tail["lambda_min"]), float(tail["lambda_min_error"])) in text
 
 
 def test_matplotlib_symlog_axis_agrees_with_ours():

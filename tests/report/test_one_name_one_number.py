@@ -29,8 +29,8 @@ SHOWN = {
     "loss": ("loss", "loss", None),
     "trace": ("trace", "trace ± error", None),
     "negative_energy": ("negative energy", "negative energy ± se", None),
-    "lambda_min": ("lambda_min", "λmin ± residual", "λmin ± residual"),
-    "lambda_max": ("lambda_max", "λmax ± residual", None),
+    "lambda_min": ("lambda_min", "λmin ± error", "λmin ± error"),
+    "lambda_max": ("lambda_max", "λmax ± error", None),
 }
 
 

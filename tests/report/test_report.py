@@ -174,7 +174,7 @@ def test_table_holds_every_number_of_a_lane():
     tail = dict(zip(heads, next(row for row in rows if row[0] == "tail")))
     spectrum = synthetic.spectrum("sgd").sel(lane="tail")
     assert tail["n"] == "27"
-    assert tail["λmin ± residual"].startswith(f"−{abs(float(spectrum['lambda_min'])):.3g}")
+    assert tail["λmin ± error"].startswith(f"−{abs(float(spectrum['lambda_min'])):.3g}")
     assert tail["verdict"] == "saddle"
     assert [head for head, text in tail.items() if text == "–"] == [h for h in heads if "decrease" in h or "step" in h]
     truck = dict(zip(heads, next(row for row in rows if row[0] == "truck")))
