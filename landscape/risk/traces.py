@@ -48,11 +48,12 @@ def hessian_traces(risk: ModelRisk, classes: Sequence[int]) -> tuple[Tensor, Ten
 
     .. math:: \mathrm{tr}\, H_c = \frac{1}{N_c} \sum_{i \in c} \sum_k a_{ik} \, |J_i^T l_{ik}|^2,
 
-    one backward pass per direction, a third of a product each. Directions that hold less than a four-hundredth of an example's
-    curvature together are left to the mean of the others, and their share at twice the largest slope is the error, beside
-    rounding: an allowance, not a bound, since nobody measured their slopes. Whether the blocks are zero is measured: products of random
-    logit combinations of a few examples with a random vector in each tensor. All blocks of a network that bends in them
-    have hardly a chance to vanish there to rounding, as far as those examples use every operation.
+    one backward pass per direction, a third of a product each. Directions that hold less than a four-hundredth of an
+    example's curvature together are left to the mean of the others, and their share at twice the largest slope is the
+    error, beside rounding: an allowance, not a bound, since nobody measured their slopes. Whether the blocks are zero
+    is measured: products of random logit combinations of a few examples with a random vector in each tensor. All blocks
+    of a network that bends in them have hardly a chance to vanish there to rounding, as far as those examples use every
+    operation.
 
     Parameters
     ----------

@@ -43,7 +43,9 @@ def convex():
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn(p.shape, generator=stream(0, f"test/{name}"), dtype=torch.float64))
-    checkpoint = type("File", (), {"sha256": "0", "other_container": None, "spec": None, "state_dict": {}, "path": "x"})()
+    checkpoint = type(
+        "File", (), {"sha256": "0", "other_container": None, "spec": None, "state_dict": {}, "path": "x"}
+    )()
     return LoadedCheckpoint(checkpoint, model, dataset, {}), CheckpointSource("x.pt", device="cpu")
 
 
