@@ -158,6 +158,13 @@ def read_npz(path: Path, keys: Container[str] | None = None) -> dict[str, np.nda
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
             raise ValueError("an array is in it twice")
+        handle.seek(-22, 2)
+        end = handle.read()
+        told = int.from_bytes(end[10:12], "little")
+        if end.startswith(b"PK\5\6") and told not in (len(entries), 0xFFFF):
+            raise ValueError(f"it says that it holds {told} arrays, {len(entries)} are listed")
+        for entry in archive.infolist():
+            archive.open(entry).close()  # the names in the directory must be those beside the arrays
         wanted = {name: entry for name, entry in entries.items() if keys is None or name in keys}
         total = sum(entry.file_size for entry in wanted.values())
         require_unpackable(total, path.stat().st_size, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +17,7 @@ from landscape.data import Dataset, Split, load_dataset
 from landscape.data.augmentation import TRANSFORMS, find_transform, frozen_draws
 from landscape.data.decoding import draw_crops
 from landscape.errors import LandscapeError, unknown_name
+from landscape.files import one_line
 from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model, infer_architecture
 from landscape.randomness import stream
@@ -159,6 +161,18 @@ def load_checkpoint(source: CheckpointSource) -> LoadedCheckpoint:
         If the file is bad, the model or data set is not named and not recorded, or the two do not fit.
     """
     checkpoint = read_checkpoint(source.path, weights=source.weights)
+    with _recorded(source, checkpoint):
+        return _load(source, checkpoint)
+
+
+def _recorded(source: CheckpointSource, checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    """Return a border for what is built from the record of a checkpoint, which anyone may have edited."""
+    if checkpoint.spec is None:
+        return nullcontext()
+    return one_line(f"{source.path}: its record cannot be used")
+
+
+def _load(source: CheckpointSource, checkpoint: Checkpoint) -> LoadedCheckpoint:
     spec = checkpoint.spec or {}
     _require_types(source, spec, RECORD_TYPES)
     dataset = _load_data(source, spec)
@@ -241,12 +255,15 @@ def risk_of(loaded: LoadedCheckpoint, source: CheckpointSource) -> ModelRisk | R
     """
     dataset, spec = loaded.dataset, loaded.spec
     split, num_draws, augmentation = _split_under_study(dataset, source)
-    trained = spec.get("loss", "ce")
-    name = trained if source.loss == "own" else source.loss
-    options = spec.get("loss_options", {}) if name == trained else {}
-    # The margins and offsets of a loss are those it was trained with, also on other data.
-    counts = tuple(spec.get("class_counts") or dataset.train_counts)
-    loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
+    with _recorded(source, loaded.checkpoint):
+        trained = spec.get("loss", "ce")
+        name = trained if source.loss == "own" else source.loss
+        options = spec.get("loss_options", {}) if name == trained else {}
+        # The margins and offsets of a loss are those it was trained with, also on other data.
+        counts = tuple(int(n) for n in spec.get("class_counts") or dataset.train_counts)
+        if not all(0 <= n < 2**53 for n in counts):
+            raise ValueError("its class counts are no counts of images")
+        loss: Any = "ce" if name == "ce" else build_loss(name, counts, **options)
     if loss != "ce":
         loss.name = name
     calibration = dataset.train.take(_calibration_rows(dataset.train.labels, source)).images

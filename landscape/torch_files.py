@@ -72,6 +72,7 @@ def _look_through(path: Path, *, is_zip: bool) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             require_unpackable(sum(entry.file_size for entry in entries), path.stat().st_size, str(path))
+            _require_checksums(archive, path)
             for entry in entries:
                 if entry.filename.endswith("data.pkl"):
                     _look_through_pickle(archive.read(entry), path)
@@ -88,6 +89,26 @@ def _look_through(path: Path, *, is_zip: bool) -> None:
                 f"{path} is not a checkpoint: a Python pickle without tensors that torch.save did not write; save "
                 "model.state_dict() with torch.save"
             )
+
+
+def _require_checksums(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise LandscapeError where the content of some entries is not what their checksums say.
+
+    Where it is that of none, the file was written without them (``torch.serialization.set_crc32_options``).
+    """
+    wrong, right = [], 0
+    for entry in archive.infolist():
+        with archive.open(entry) as content:
+            try:
+                while content.read(1 << 20):
+                    pass
+                right += entry.file_size > 0
+            except zipfile.BadZipFile:
+                wrong.append(entry.filename)
+    if wrong and right:
+        raise LandscapeError(
+            f"{path} is damaged: the checksum of '{wrong[0]}' in it is wrong; copy or download it again"
+        )
 
 
 def _look_through_pickle(content: bytes, path: Path) -> int:

@@ -11,6 +11,7 @@ from landscape.cli import options as opt
 from landscape.cli.app import app, writing_to
 from landscape.cli.terminal import print_json, say
 from landscape.errors import LandscapeError, unknown_name
+from landscape.files import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +34,7 @@ def draw(file: File, out: opt.Out, order: OrderOption = "scheduler", as_json: As
     from landscape.figures import save_figures
 
     tree = _results(file, order)
-    with writing_to(out, is_file=False, inputs=[file]):
+    with writing_to(out, is_file=False, inputs=[file]), one_line(f"{file}: what is in it cannot be drawn"):
         paths = save_figures(tree, out)
     if as_json:
         print_json({"figures": [str(path) for path in paths]})

@@ -21,6 +21,7 @@ from landscape.cli.terminal import (
     with_error,
 )
 from landscape.errors import LandscapeError
+from landscape.files import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,10 @@ def train(
 
 def show_accuracy(path: Path, *, as_json: bool) -> None:
     """Print the test accuracy of a training by group, of its last epoch and of its best one."""
-    reported = json.loads((path.parent / "run.json").read_text())["accuracy"]
+    with one_line(f"{path.parent / 'run.json'} is damaged, the accuracies in it cannot be shown"):
+        reported = json.loads((path.parent / "run.json").read_bytes())["accuracy"]
+        if not (isinstance(reported["last_epoch"]["test_accuracy"], dict) and isinstance(reported["best_epoch"], dict)):
+            raise ValueError("its 'accuracy' is not what a run writes")
     if as_json:
         values = reported["last_epoch"]["test_accuracy"]
         accuracy = {lane: values.get(lane, float("nan")) for lane in GROUP_LANES}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from landscape.data.dataset import Split
 from landscape.data.pickles import as_text
 from landscape.data.profiles import held_out_share, hold_out
 from landscape.errors import LandscapeError
+from landscape.files import one_line, read_npz
 
 DIGITS_PIXEL_MAX = 16
 # Mean and standard deviation of all 1797 images, pixels scaled to [0, 1].
@@ -23,6 +22,8 @@ DIGITS_TEST_PER_CLASS = 40
 # Names that results use for lanes beside the classes.
 RESERVED_NAMES = frozenset({"head", "medium", "tail", "all"})
 _CHANNELS = (1, 3)
+# What a file of arrays may hold; other arrays in it are not read.
+KEYS = ("images", "labels", "test_images", "test_labels", "class_names")
 
 
 def read_digits() -> tuple[Split, Split, tuple[str, ...]]:
@@ -104,21 +105,18 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an .npz file, refusing pickled objects."""
     if not path.is_file():
         raise LandscapeError(f"data_dir {path} is not a file: arrays reads one .npz file")
-    try:
-        # NumPy leaves a path it opened itself open when the archive is damaged.
-        with path.open("rb") as handle:
-            file = np.load(handle, allow_pickle=False)
-            if isinstance(file, np.ndarray):
+    with one_line(f"{path}: not a readable .npz file of plain arrays"):
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
                 raise ValueError("it holds a single array")
-            with file:
-                return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise LandscapeError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+        return read_npz(path, KEYS)
 
 
 def _checked_split(path: Path, content: dict[str, NDArray[Any]], images_key: str, labels_key: str) -> Split:
     """Return the two arrays as a split, after checking them."""
     images, labels = content[images_key], content[labels_key]
+    if images.ndim == 0 or 0 in images.shape[1:]:
+        raise LandscapeError(f"{path}: '{images_key}' of shape {images.shape} has no pixels")
     if images.dtype != np.uint8:
         raise LandscapeError(f"{path}: '{images_key}' must be uint8 pixels from 0 to 255, got {images.dtype}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -151,6 +149,8 @@ def _checked_names(path: Path, listed: NDArray[Any] | None, largest_label: int) 
     """Return the class names, or the class numbers where none are listed."""
     if listed is None:
         return tuple(map(str, range(largest_label + 1)))
+    if listed.ndim > 1 or listed.dtype.kind not in "USiu":
+        raise LandscapeError(f"{path}: 'class_names' must be a list of texts, got {listed.dtype} {listed.shape}")
     names = tuple(as_text(name) for name in np.atleast_1d(listed))
     if largest_label >= len(names):
         raise LandscapeError(f"{path}: label {largest_label} is out of range for {len(names)} class names")

@@ -130,12 +130,12 @@ def _read_files(folder: Path, names: Sequence[str], layout: Layout, num_classes:
 def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read records of label bytes followed by the red, green and blue planes."""
     record = layout.label_bytes + IMAGE_BYTES
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0 or content.size % record:
+    size = path.stat().st_size
+    if size == 0 or size % record:
         raise LandscapeError(
-            f"{path}: {content.size} bytes are not a whole number of {record}-byte records: truncated or foreign"
+            f"{path}: {size} bytes are not a whole number of {record}-byte records: truncated or foreign"
         )
-    records = content.reshape(-1, record)
+    records = np.fromfile(path, np.uint8).reshape(-1, record)
     pixels = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
     return pixels, records[:, layout.label_bytes - 1].astype(np.int64)
 
@@ -145,12 +145,15 @@ def _read_pickled(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArra
     content = read_pickle(path)
     data, labels = content.get("data"), content.get(layout.label_key)
     if not isinstance(data, np.ndarray) or not isinstance(labels, list):
-        raise LandscapeError(f"{path}: expected an array 'data' and a list '{layout.label_key}', got {sorted(content)}")
+        raise LandscapeError(
+            f"{path}: expected an array 'data' and a list '{layout.label_key}', got {str(sorted(content))[:200]}"
+        )
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != IMAGE_BYTES or len(data) == 0:
         raise LandscapeError(f"{path}: expected uint8 rows of {IMAGE_BYTES} pixels, got {data.dtype} {data.shape}")
-    if len(labels) != len(data) or not all(isinstance(label, int) for label in labels):
+    if len(labels) != len(data) or not all(type(label) is int for label in labels):
         raise LandscapeError(f"{path}: expected {len(data)} whole-number labels, got {len(labels)} entries")
-    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+    limit = np.iinfo(np.int64)
+    return data.reshape(-1, 3, 32, 32), np.array([min(max(n, limit.min), limit.max) for n in labels], np.int64)
 
 
 def _class_names(folder: Path, layout: Layout, num_classes: int) -> tuple[str, ...]:
@@ -162,7 +165,9 @@ def _class_names(folder: Path, layout: Layout, num_classes: int) -> tuple[str, .
         names = path.read_text(encoding="utf-8", errors="replace").split()
     else:
         listed = read_pickle(path).get(layout.names_key)
-        names = [as_text(name) for name in listed] if isinstance(listed, list) else []
+        names = [as_text(name) for name in listed if isinstance(name, (bytes, str))] if isinstance(listed, list) else []
     if len(names) != num_classes or len(set(names)) != num_classes:
-        raise LandscapeError(f"{path}: expected {num_classes} different class names, got {len(names)}: {names[:3]}...")
+        raise LandscapeError(
+            f"{path}: expected {num_classes} different class names, got {len(names)}: {str(names[:3])[:100]}..."
+        )
     return tuple(names)

@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.errors import LandscapeError
+from landscape.files import require_file
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -19,6 +22,8 @@ NETWORK_SIDE = 224
 AREA_SHARE = (0.08, 1.0)
 ASPECT_RATIO = (3 / 4, 4 / 3)
 NUM_TRIES = 10
+# Longer strips would take gigabytes when the short side is scaled to a few hundred pixels.
+MAX_ASPECT = 500
 # Uniform numbers per image: area and aspect ratio of each try, then row, column and mirroring.
 DRAWS_PER_CROP = 2 * NUM_TRIES + 3
 
@@ -45,14 +50,27 @@ class Geometry:
 def read_rgb(path: str) -> Image:
     """Decode an image file: grey, palette, CMYK and 16-bit images become 8-bit RGB as Pillow converts them.
 
-    Orientation tags are ignored, as in torchvision's loader; whatever Pillow raises passes through.
+    Orientation tags are ignored, as in torchvision's loader; whatever Pillow raises passes through. The size is read before
+    the pixels: LandscapeError for an image whose pixels, or those after scaling, no photograph has.
     """
     from PIL import Image
 
-    with open(path, "rb") as file, Image.open(file) as image:
+    with require_file(path, "an image").open("rb") as file, Image.open(file) as image:
+        _require_size(*image.size)
         if image.mode == "P":
             image.info.pop("transparency", None)  # RGB has none, and Pillow would warn that it is lost
         return image.convert("RGB")
+
+
+def _require_size(width: int, height: int) -> None:
+    """Raise LandscapeError for more pixels than Pillow deems safe, and for strips that scaling would make endless."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS or 89_478_485
+    if width * height > most:
+        raise LandscapeError(f"{width} x {height} pixels are more than {most}, its size was read and no pixel decoded")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise LandscapeError(f"{width} x {height} pixels are a strip, one side is over {MAX_ASPECT} times the other")
 
 
 def evaluation_view(image: Image, geometry: Geometry) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from landscape.data.disk_images import ImageFiles
 from landscape.errors import LandscapeError
+from landscape.files import first_line, kind_of, require_file, shown_path
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ def read_image_list(path: Path, root: Path, *, num_classes: int | None = None) -
     if path.is_dir():
         raise LandscapeError(f"{path} is a folder: expected a list, a text file of lines 'relative/path label'")
     try:
+        if kind_of(path) != "nothing":
+            require_file(path, "a list of images")
         content = path.read_bytes()
-    except OSError as error:
-        raise LandscapeError(f"cannot read the list {path} ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # the latter of a zero byte in the name
+        if isinstance(error, LandscapeError):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise LandscapeError(f"cannot read the list {shown_path(path)} ({reason})") from error
     found = _annotations(path, root, content) if path.suffix == ".json" else _lines(path, root, content)
     if not len(found.files):
         raise LandscapeError(f"{path}: the list is empty, expected lines 'relative/path label'")
@@ -103,7 +109,8 @@ def _lines(path: Path, root: Path, content: bytes) -> ImageList:
                 f"got '{' '.join(text)[:200]}'"
             )
         names.append(text[0])
-        labels.append(min(int(text[1]), np.iinfo(np.int64).max))
+        # Python refuses to read numbers of thousands of digits.
+        labels.append(int(text[1]) if len(text[1].lstrip("0")) < 19 else np.iinfo(np.int64).max)
         numbers.append(number)
     return ImageList(ImageFiles(root, tuple(names), path, np.array(numbers, np.int64)), np.array(labels, np.int64))
 
@@ -116,10 +123,10 @@ def _annotations(path: Path, root: Path, content: bytes) -> ImageList:
         names = tuple(str(entry["file_name"]) for entry in record["images"])
         labels = np.array([category[int(entry["id"])] for entry in record["images"]], np.int64)
         listed = {int(entry["id"]): str(entry["name"]) for entry in record.get("categories", ())}
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # JSON can hold anything in the place of what is expected
         raise LandscapeError(
             f"{path}: expected an annotation file of iNaturalist 2018 with 'images' (id, file_name) and 'annotations' "
-            f"(image_id, category_id), got {type(error).__name__}: {error}"
+            f"(image_id, category_id), got {type(error).__name__}: {first_line(error)}"
         ) from error
     known = tuple(listed[c] for c in range(len(listed))) if set(listed) == set(range(len(listed))) else ()
     files = ImageFiles(root, names, path, np.arange(1, len(names) + 1), "image")
@@ -174,6 +181,6 @@ def _entries(folder: str) -> dict[str, str]:
     """Return the names in a folder, as they are and composed; empty if there is no such folder."""
     try:
         names = os.listdir(folder or ".")
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte, or one that is no text
         return {}
     return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from landscape.errors import LandscapeError
+from landscape.files import first_line
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Stand in for ``_codecs.encode``, by which Python 3 pickles bytes in protocol 2; ``str`` has text codecs only."""
     return text.encode(encoding)
+
+
+def _no_bytes() -> bytes:
+    """Stand in for ``bytes``, by which empty ones are pickled; a number as argument would be their length."""
+    return b""
 
 
 # NumPy has moved these functions between modules; the objects are taken from where they live now.
@@ -24,8 +32,8 @@ _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): bytes,
-    ("builtins", "bytes"): bytes,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
 }
 
 
@@ -51,15 +59,25 @@ def read_pickle(path: Path) -> dict[str, Any]:
         If the pickle refers to anything but plain arrays and containers, is damaged, or holds no dictionary.
     """
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
+        packed = path.read_bytes()
+        _require_true_places(packed)
+        content = _ArrayUnpickler(io.BytesIO(packed), encoding="bytes").load()
     except LandscapeError as error:
         raise LandscapeError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle may fail in any opcode
-        raise LandscapeError(f"{path}: not a readable pickle, perhaps a truncated download ({error})") from error
+        raise LandscapeError(
+            f"{path}: not a readable pickle, perhaps a truncated download ({first_line(error)})"
+        ) from error
     if not isinstance(content, dict):
         raise LandscapeError(f"{path}: expected a pickled dictionary, got {type(content).__name__}")
-    return {as_text(key): value for key, value in content.items()}
+    return {as_text(key): value for key, value in content.items() if isinstance(key, (bytes, str))}
+
+
+def _require_true_places(packed: bytes) -> None:
+    """Raise ValueError where an object is noted under a number beyond those before it: the memo would be that long."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(packed)):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > 2 * count + 1000:
+            raise ValueError(f"object {count} is noted as number {argument}, which would take memory for as many")
 
 
 def as_text(value: Any) -> str:

@@ -46,8 +46,9 @@ def read_goldstein(path: str | Path, *, order: Order = "scheduler") -> xr.Datase
         A line (pair, alpha, lane) or plane (pair, beta, alpha, lane) of one pair and the lane ``all``: ``loss``, and
         as far as stored ``error`` (share of wrong answers), ``held_out_loss``, ``held_out_error``; ``done``, False
         where the loss is exactly -1, with NaN there. 0.0, NaN and inf are values. Exact copies of what the file
-        holds, coordinates in increasing order; the file records no error bars, so there are none. Where only the test
-        split was evaluated, ``loss`` is the test split's and the attribute ``split`` says so.
+        holds, coordinates in increasing order; a plane that is one point wide is a line, with a warning. The file records
+        no error bars, so there are none. Where only the test split was evaluated, ``loss`` is the test split's and the
+        attribute ``split`` says so.
 
     Raises
     ------
@@ -78,6 +79,7 @@ def read_goldstein(path: str | Path, *, order: Order = "scheduler") -> xr.Datase
     reading = "" if y is None else _reading(stored[f"{split}_loss"], x, y, order, path)
     dataset = _goldstein_dataset(grids, split, x, y)
     dataset.attrs |= {**_goldstein_attributes(stored, split), "source": Path(path).name, "reading": reading}
+    dataset = _narrowed(dataset)
     return validate(surface_group(dataset), dataset)
 
 
@@ -186,6 +188,22 @@ def _goldstein_dataset(grids: dict[str, np.ndarray], split: str, x: np.ndarray, 
     dataset["done"] = (("pair", *dims), done[None])
     dataset = dataset.assign_coords(lane_kind=("lane", ["all"]), lane_group=("lane", [""]))
     return dataset.sortby(list(dims))
+
+
+def _narrowed(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a plane that is one point wide as the line that it is."""
+    wide = [name for name in ("alpha", "beta") if dataset.sizes.get(name, 1) > 1]
+    if "beta" not in dataset.dims or len(wide) > 1:
+        return dataset
+    kept = wide[0] if wide else "alpha"
+    other = "beta" if kept == "alpha" else "alpha"
+    place = f"{dataset.attrs[f'{other}_label']} = {float(dataset[other][0]):g}"
+    _LOG.warning("%s: the plane is one point wide, read as the line at %s", dataset.attrs["source"], place)
+    attributes = {**dataset.attrs, "kind": "line", "alpha_label": dataset.attrs[f"{kept}_label"], "line_at": place}
+    attributes.pop("beta_label")
+    line = dataset.isel({other: 0}, drop=True).rename({kept: "alpha"} if kept != "alpha" else {})
+    line.attrs = attributes
+    return line
 
 
 def _goldstein_attributes(stored: dict[str, Any], split: str) -> dict[str, Any]:

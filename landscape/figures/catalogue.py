@@ -357,11 +357,12 @@ SECTIONS = {
 
 
 def available(results: Mapping[str, xr.DataTree], entry: Entry) -> dict[str, xr.Dataset]:
-    """Return ``{name: Dataset}`` for the results that hold what the figure needs."""
+    """Return ``{name: Dataset}`` for the results that hold what the figure needs; a plane one point wide is none."""
     found = {}
     for name, tree in results.items():
         if entry.group in tree.children:
             dataset = tree[entry.group].to_dataset()
-            if dataset.data_vars and (not entry.needs or entry.needs in dataset):
+            is_narrow = "beta" in dataset.dims and min(dataset.sizes["beta"], dataset.sizes.get("alpha", 0)) < 2
+            if dataset.data_vars and not is_narrow and (not entry.needs or entry.needs in dataset):
                 found[name] = dataset
     return found

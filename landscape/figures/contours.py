@@ -186,6 +186,9 @@ def planes_of(
             if lane in values["lane"].values:
                 plane = values.sel(lane=lane).transpose("beta", "alpha")
                 planes[name, lane] = of.minus_centre(plane) if relative else plane
+    narrow = next((plane for plane in planes.values() if min(plane.shape) < 2), None)
+    if narrow is not None:
+        raise LandscapeError(f"expected a plane of at least 2 x 2 points, got {' x '.join(map(str, narrow.shape))}")
     if not any(np.isfinite(plane).any() for plane in planes.values()):
         raise LandscapeError("expected at least one finished grid point on the plane, got none: resume the measurement")
     return planes

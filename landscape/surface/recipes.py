@@ -12,13 +12,14 @@ import safetensors.torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, unknown_name
-from landscape.files import write_bytes
+from landscape.files import first_line, one_line, parse_json, write_bytes
 from landscape.layout import ParameterLayout
 from landscape.risk import ClassRisk
 from landscape.spectrum import SpectrumOptions
 from landscape.surface.anchors import Source, between_axes, point_of, three_point_axes, trajectory_axes
 from landscape.surface.axes import Axes, Mark, random_axes
 from landscape.surface.derivatives import eigen_axes, gradient_axes
+from landscape.torch_files import require_plain
 
 COORDINATES = ("alpha", "beta")
 METADATA_KEYS = ("kind", "normalization", "labels", "recipe", "marks", "attributes")
@@ -81,14 +82,16 @@ def load_axes(path: str | Path, risk: ClassRisk, *, is_other_allowed: bool = Fal
         On one line: if the file is missing, damaged or no file of axes, its parameters differ, or it belongs to another
         checkpoint.
     """
+    with one_line(f"{path} is no file of axes, or is damaged"):
+        return _load_axes(path, risk, is_other_allowed)
+
+
+def _load_axes(path: str | Path, risk: ClassRisk, is_other_allowed: bool) -> Axes:
     tensors, metadata = _read(Path(path))
     missing = [key for key in METADATA_KEYS if key not in metadata]
     if missing:
         raise LandscapeError(f"{path} is no file of axes: its metadata lack {', '.join(missing)}")
-    try:
-        stored = {key: json.loads(text) for key, text in metadata.items()}
-    except json.JSONDecodeError as error:
-        raise LandscapeError(f"{path}: its metadata are not JSON: {error}") from None
+    stored = {key: parse_json(text, f"{path}: its entry '{key}'") for key, text in metadata.items()}
     theirs, ours = stored.get("checkpoint_sha256", ""), str(risk.attributes.get("checkpoint_sha256", ""))
     if theirs != ours and not is_other_allowed:
         raise LandscapeError(
@@ -113,9 +116,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LandscapeError(f"no file of axes at {path}: expected what save_axes wrote")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise LandscapeError(f"{path} is not a whole safetensors file (truncated or damaged): {error}") from None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        require_plain(tensors, path)
+        return tensors, metadata
+    except LandscapeError:
+        raise
+    except Exception as error:  # SafetensorError, and what torch raises for dtypes and sizes it does not know
+        raise LandscapeError(
+            f"{path} is not a whole safetensors file (truncated or damaged): {first_line(error)}"
+        ) from error
 
 
 def _vectors(path: Path, tensors: Mapping[str, Tensor], risk: ClassRisk) -> dict[str, Tensor]:
@@ -169,13 +179,17 @@ def axes_from_recipe(risk: ClassRisk, recipe: Mapping[str, Any], points: Sequenc
     >>> all(bool((a == b).all()) for a, b in zip(axes.vectors, again.vectors))
     True
     """
-    kind = recipe.get("kind")
-    if kind not in _BUILDERS:
-        raise unknown_name("kind of axes", str(kind), _BUILDERS)
+    kind = recipe.get("kind") if isinstance(recipe, Mapping) else None
+    if not isinstance(kind, str) or kind not in _BUILDERS:
+        raise unknown_name("kind of axes", str(kind)[:60], _BUILDERS)
     try:
         return _BUILDERS[kind](risk, recipe, _the_points(risk, recipe, points))
     except KeyError as error:
         raise LandscapeError(f"a recipe of {kind} axes: the entry {error} is missing") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        if isinstance(error, LandscapeError):
+            raise
+        raise LandscapeError(f"a recipe of {kind} axes cannot be used ({first_line(error)})") from error
 
 
 def _the_points(risk: ClassRisk, recipe: Mapping[str, Any], points: Sequence[Source]) -> list[Source]:

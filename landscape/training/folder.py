@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from landscape.errors import LandscapeError
-from landscape.files import write_bytes
+from landscape.files import first_line, kind_of, one_line, parse_json, require_file, write_bytes
+from landscape.torch_files import read_torch
 from landscape.training.spec import TrainSpec
 
 CHECKPOINT, RECORD, HISTORY, STATE = "checkpoint.safetensors", "run.json", "history.csv", "state.pt"
@@ -54,23 +55,28 @@ def find_state(folder: Path, spec: TrainSpec, *, resume: bool) -> dict[str, Any]
         raise LandscapeError(f"{folder} holds {kind} run: resume it (--resume), or choose another output folder")
     if is_finished:
         assert record is not None
-        _require_same(spec, record["spec"], folder)
+        _require_same(spec, record.get("spec"), folder)
         return {"finished": True}
     state = read_state(folder / STATE)
-    _require_same(spec, json.loads(state["spec"]), folder)
+    recorded = state.get("spec")
+    theirs = parse_json(recorded, f"{folder / STATE}: its specification") if isinstance(recorded, str) else None
+    _require_same(spec, theirs, folder)
     return state | {"finished": False}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if kind_of(path) == "nothing":
         return None
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LandscapeError(f"{path} is damaged ({error}): choose another output folder") from None
+    with one_line(f"{path} is damaged, choose another output folder"):
+        record = parse_json(require_file(path, "the record of a run").read_bytes(), str(path))
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+        return record
 
 
-def _require_same(spec: TrainSpec, theirs: Mapping[str, Any], folder: Path) -> None:
+def _require_same(spec: TrainSpec, theirs: Any, folder: Path) -> None:
+    if not isinstance(theirs, dict):
+        raise LandscapeError(f"{folder} does not say how its run was started (no 'spec'): choose another output folder")
     ours = spec.to_dict()
     differ = [
         f"{name} {theirs.get(name)!r} (asked for {ours.get(name)!r})"
@@ -84,9 +90,12 @@ def _require_same(spec: TrainSpec, theirs: Mapping[str, Any], folder: Path) -> N
 def read_state(path: Path) -> dict[str, Any]:
     """Load a state file; it holds tensors, numbers and strings only."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(require_file(path, "the state of a run"), is_zip=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"expected a dictionary, got {type(state).__name__}")
+        return state
     except Exception as error:  # whatever torch's readers ran into
-        raise LandscapeError(f"{path} is damaged ({type(error).__name__}): delete it to start the run anew") from error
+        raise LandscapeError(f"{path} is damaged ({first_line(error)}): delete it to start the run anew") from error
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from landscape.checkpoint import write_checkpoint
 from landscape.data import Dataset
 from landscape.errors import LandscapeError
+from landscape.files import one_line
 from landscape.models import set_dropout_generator
 from landscape.processes import Processes, joined_processes
 from landscape.randomness import stream
@@ -120,7 +121,7 @@ def _train(
     run = build_run(spec, device, folder=out)
     run.processes = run.optimizer.processes = processes
     if state is not None:
-        _restore(run, state)
+        _restore(run, state, out)
         logger.info("resuming %s after epoch %d of %d", out, run.epochs_done, spec.epochs)
     with suitable_threads(run.num_inputs), compiling(spec.compile):
         if spec.epochs == 0:
@@ -167,13 +168,17 @@ def _train_both(
     return _train(second, out, device, resume=resume, processes=processes, progress=later)
 
 
-def _restore(run: Run, state: dict[str, Any]) -> None:
-    run.model.load_state_dict(state["model"])
-    run.method.load_state_dict(state["method"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.resources.load_state_dict(state["resources"])
-    run.companion.load_state_dict(state["companion"])
-    run.history.extend(state["history"])
+def _restore(run: Run, state: dict[str, Any], out: Path) -> None:
+    with one_line(f"{out / files.STATE} is not the state of this run, delete it to start the run anew"):
+        run.model.load_state_dict(state["model"])
+        run.method.load_state_dict(state["method"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.resources.load_state_dict(state["resources"])
+        run.companion.load_state_dict(state["companion"])
+        epochs = [row["epoch"] for row in state["history"] if row["epoch"] > 0]
+        if epochs != list(range(1, len(epochs) + 1)) or len(epochs) > run.spec.epochs:
+            raise ValueError(f"its history has the epochs {str(epochs)[:60]}, the run {run.spec.epochs}")
+        run.history.extend(state["history"])
 
 
 def begin_epoch(run: Run, epoch: int) -> float:

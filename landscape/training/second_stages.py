@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, unknown_name
+from landscape.files import one_line, require_file
 from landscape.training import folder as files
 from landscape.training.spec import OPTIONS, TrainSpec
 from landscape.training.stages import NO_TRAINING
@@ -233,13 +234,17 @@ def read_history(out: str | os.PathLike[str]) -> pd.DataFrame:
     """Return the history of a training in ``out``, that of a first stage before it; epochs count through."""
     import pandas as pd
 
-    history = pd.read_csv(Path(out) / files.HISTORY)
-    earlier = first_folder(out) / files.HISTORY
-    if not earlier.is_file():
-        return history
-    first = pd.read_csv(earlier)
-    history["epoch"] = history["epoch"].where(history["epoch"] > 0, NO_TRAINING) + int(first["epoch"].max())
-    return pd.concat([first, history], ignore_index=True)
+    path = require_file(Path(out) / files.HISTORY, "the history of a training")
+    with one_line(f"{path} is not the history of a training, or is damaged"):
+        history = pd.read_csv(path)
+        if not {"epoch", "seconds"} <= set(history):
+            raise ValueError("expected the columns 'epoch' and 'seconds'")
+        earlier = first_folder(out) / files.HISTORY
+        if not earlier.is_file():
+            return history
+        first = pd.read_csv(earlier)
+        history["epoch"] = history["epoch"].where(history["epoch"] > 0, NO_TRAINING) + int(first["epoch"].max())
+        return pd.concat([first, history], ignore_index=True)
 
 
 def _entry(name: str) -> SecondStage:

@@ -228,3 +228,18 @@ def test_a_bad_meta_file_is_refused(tmp_path):
     (tmp_path / "batches.meta.txt").write_text("cat\ndog\n")
     with pytest.raises(LandscapeError, match="expected 10 different class names, got 2"):
         read_cifar(10, tmp_path)
+
+
+def test_a_small_pickle_does_not_take_gigabytes(tmp_path):
+    write_cifar10(tmp_path, "py")
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02}r" + (1 << 27).to_bytes(4, "little") + b".")
+    with pytest.raises(LandscapeError, match="noted as number 134217728"):
+        read_cifar(10, tmp_path)
+
+
+def test_labels_beyond_any_integer_are_refused(tmp_path):
+    write_cifar10(tmp_path, "py")
+    content = pickle.loads((tmp_path / "test_batch").read_bytes(), encoding="bytes")
+    write_pickle(tmp_path / "test_batch", {**content, b"labels": [10**30, *content[b"labels"][1:]]})
+    with pytest.raises(LandscapeError, match="out of range"):
+        read_cifar(10, tmp_path)

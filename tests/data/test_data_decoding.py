@@ -1,6 +1,9 @@
 """Pixels from files: Pillow's own conversions, the published geometries, each against a plain transcription."""
 
 import math
+import struct
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from landscape.data.decoding import (
     training_view,
 )
 from landscape.data.resizing import scaled_for_evaluation, scaled_for_training
+from landscape.errors import LandscapeError
 from landscape.randomness import stream
 
 
@@ -171,3 +175,15 @@ def test_resize_reaches_networks_and_the_recipe():
     torch.testing.assert_close(images, trained)
     assert load_dataset("digits-lt", resize=8).resize is None
     assert load_dataset(**data.recipe).resize == 28
+
+
+@pytest.mark.parametrize(("size", "match"), [((1, 150_000_000), "no pixel decoded"), ((2, 2000), "are a strip")])
+def test_the_size_of_an_image_is_read_before_its_pixels(tmp_path, size, match):
+    header = struct.pack(">II5B", *size, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of the same
+        with pytest.raises(LandscapeError, match=match):
+            read_rgb(str(tmp_path / "a.png"))
