@@ -199,7 +199,7 @@ def _axes(folder: Path) -> Path:
 
 
 def _read_axes(path: Path) -> dict[str, Any]:
-    return dict(enumerate(v.numpy() for v in load_axes(path, _risk()).vectors))
+    return {str(k): v.numpy() for k, v in enumerate(load_axes(path, _risk()).vectors)}
 
 
 def _recipe(folder: Path) -> Path:
@@ -212,7 +212,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         recipe = json.loads(path.read_bytes())
     except (ValueError, RecursionError):  # the caller's own text
         return {}
-    return dict(enumerate(v.numpy() for v in axes_from_recipe(_risk(), recipe).vectors))
+    return {str(k): v.numpy() for k, v in enumerate(axes_from_recipe(_risk(), recipe).vectors)}
 
 
 def _results(folder: Path) -> Path:
