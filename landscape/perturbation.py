@@ -17,6 +17,7 @@ from landscape.errors import LandscapeError, unknown_name
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.points import Walk, walk_of
 
@@ -213,6 +214,7 @@ def _draws(risk: ClassRisk, walk: Walk, direction: Tensor, scales: tuple[float, 
     return {name: row.reshape(2, len(scales), -1) for name, row in rows.items()}
 
 
+@precise_arithmetic()
 def measure_perturbation(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

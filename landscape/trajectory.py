@@ -20,6 +20,7 @@ from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.spectrum import SpectrumOptions, measure_spectrum
 from landscape.training import Stage, epochs_done, training_stages
@@ -108,6 +109,7 @@ def order_snapshots(paths: Sequence[str | Path]) -> list[Snapshot]:
     return snapshots
 
 
+@precise_arithmetic()
 def measure_trajectory(
     snapshots: Sequence[Snapshot],
     open_risk: Callable[[Path], ClassRisk],

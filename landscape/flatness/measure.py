@@ -17,6 +17,7 @@ from landscape.flatness.study import Study
 from landscape.perturbation import lane_means
 from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.points import class_losses
 
@@ -26,6 +27,7 @@ Progress = Callable[[int, int, str], None]
 WALK = 30
 
 
+@precise_arithmetic()
 def measure_flatness(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

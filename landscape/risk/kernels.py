@@ -324,11 +324,21 @@ def _batch_norm(
     return _Normalisation.apply(_dense(input), scale, shift, running_mean, running_var, eps)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but one (all of them for -1); the fused operation's second derivative is wrong."""
+    if dim == -1:
+        return v * (g / torch.linalg.vector_norm(v))
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    size = torch.linalg.vector_norm(v, dim=others, keepdim=True) if others else v.abs()
+    return v * (g / size)
+
+
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv1d: _convolution(torch.conv1d, 1),
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     functional.batch_norm: _batch_norm,
+    torch._weight_norm: _weight_norm,
     **LIKELIHOODS,
 }
 
@@ -346,7 +356,9 @@ class TwiceDifferentiable(TorchFunctionMode):
     of every order are those of the ordinary functions to rounding. Whatever is not covered (training mode, no running
     statistics, padding by name) goes the ordinary way, so do convolutions under ``torch.func`` and forward-mode AD,
     where a batch norm becomes its affine map. Under one :func:`torch.func.vmap` alone, the mapped weights become the
-    groups of one convolution. Likelihoods are those of :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
+    groups of one convolution. Weight norms are their formula, because the second
+    derivative of PyTorch's fused one is wrong. Likelihoods are those of
+    :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -62,7 +62,7 @@ class ModelRisk:
     The model is copied, put into evaluation mode (BatchNorm uses its running statistics, dropout is off) and never
     touched again; the data are sorted by class and stay on the device. Losses are per example; sums per class
     accumulate in float64 and are divided once, by the class count. The constructor proves that two evaluations
-    agree bit for bit (on a CPU) and that another chunking agrees to rounding; if not, it refuses.
+    agree (in bits, or in float64 to rounding) and that another chunking agrees to rounding; if not, it refuses.
 
     Parameters
     ----------

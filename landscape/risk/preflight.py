@@ -18,7 +18,8 @@ MIXING = 0.75
 # 20 eps; symmetry and linearity compare three such products of vectors that may cancel, hence 25 times that. Class sums
 # meet the same numbers in another order. An operator that is wrong is wrong by 1e-3 to 1, so a factor is no loss.
 ALLOWED_EPS = {"symmetry": 500.0, "linearity": 500.0, "additivity": 500.0}
-# Kernels on a GPU may add in any order; on a CPU the bits must agree.
+# Kernels on a GPU may add in any order. On a CPU bits agree where operands lie alike; elsewhere the last bits differ,
+# and in float32 they are of the size of noise that must be seen: see landscape.spectrum.preflight for the second look.
 REPEAT_EPS_ON_GPU = 100.0
 
 CAUSES = {

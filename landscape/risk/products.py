@@ -16,6 +16,7 @@ from landscape.risk.strategies import (
     Graph,
     PerExample,
     Strategy,
+    aligned,
     backward_over_forward,
     backward_twice,
     fastest_route,
@@ -208,7 +209,7 @@ def _advance(block: Block, graph: Graph, vectors: Tensor, row_of: dict[int, int]
     if not moving or not gradients.requires_grad:
         return
     for p in range(vectors.shape[1]):
-        along = spread(vectors, block, row_of, p)
+        along = aligned(spread(vectors, block, row_of, p))
         (parts,) = torch.autograd.grad(gradients, points, along, retain_graph=True, materialize_grads=True)
         for position in moving:
             out[row_of[block.lanes[position]], p] = parts[position]

@@ -15,6 +15,9 @@ from landscape.errors import unknown_name
 from landscape.risk.arithmetic import load_forward_mode
 from landscape.risk.kernels import TwiceDifferentiable
 
+# Bytes at whose multiples PyTorch places new tensors on a CPU.
+ALIGNMENT = 64
+
 logger = logging.getLogger(__name__)
 
 Strategy = Literal["auto", "retained", "reverse-over-forward", "fresh"]
@@ -42,6 +45,11 @@ def gradient_graph(per_example: PerExample, theta: Tensor, rows: Any, coefficien
     return gradient, point
 
 
+def aligned(vector: Tensor) -> Tensor:
+    """Return a tensor that begins where a new one would: the last bits of a product depend on the place of its operands."""
+    return vector.clone() if vector.device.type == "cpu" and vector.data_ptr() % ALIGNMENT else vector
+
+
 def backward_twice(graph: Graph, vectors: Tensor, *, keep: bool = True) -> list[Tensor | None]:
     """Return one product (n,) per row of vectors (P, n); None where the Hessian is zero."""
     gradient, point = graph
@@ -49,7 +57,7 @@ def backward_twice(graph: Graph, vectors: Tensor, *, keep: bool = True) -> list[
         return [None] * len(vectors)
     last = len(vectors) - 1
     return [
-        torch.autograd.grad(gradient, point, vector, retain_graph=keep or p < last, materialize_grads=True)[0]
+        torch.autograd.grad(gradient, point, aligned(vector), retain_graph=keep or p < last, materialize_grads=True)[0]
         for p, vector in enumerate(vectors)
     ]
 
@@ -68,7 +76,7 @@ def backward_over_forward(
         point = theta.detach().clone().requires_grad_()
         with forward_ad.dual_level():
             with TwiceDifferentiable():
-                losses = per_example(forward_ad.make_dual(point, vector), rows)
+                losses = per_example(forward_ad.make_dual(point, aligned(vector)), rows)
             slopes = forward_ad.unpack_dual(losses).tangent
             if slopes is None or not slopes.requires_grad:
                 products.append(None)

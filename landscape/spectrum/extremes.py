@@ -12,14 +12,13 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.memory import available_memory
 from landscape.risk import ClassRisk
-from landscape.risk.preflight import require_proven
 from landscape.risk.protocol import HessianProduct
 from landscape.spectrum.basis import BasisPlace
 from landscape.spectrum.certificate import is_certified_negative
 from landscape.spectrum.ends import NOISE_EPS, Extremes, Finished, Missed, certify, exact_products
 from landscape.spectrum.lanczos import Lanczos, RitzPairs
 from landscape.spectrum.options import FEWEST_STEPS, SpectrumOptions
-from landscape.spectrum.preflight import Proof, prove_operator
+from landscape.spectrum.preflight import Proof, excuse, prove_operator
 
 # Steps between two looks at the convergence of the extreme run.
 LOOK_EVERY = 2
@@ -83,7 +82,7 @@ def find_extremes_of(
             finished[b],
             products[b],
             in_float64[b] if in_float64 is not None else None,
-            proof=_proven(risk, proofs[b], finished[b], names[b]),
+            proof=_proven(risk, proofs[b], finished[b], names[b], weights[b]),
             missed=chances[b],
             num_extra=extra,
         )
@@ -91,13 +90,13 @@ def find_extremes_of(
     ]
 
 
-def _proven(risk: ClassRisk, proof: Proof, done: Finished, name: str) -> Proof:
+def _proven(risk: ClassRisk, proof: Proof, done: Finished, name: str, row: Tensor) -> Proof:
     """Add what all the run's vectors say about symmetry, and refuse an operator that fails late."""
     norm = float(np.abs(done.ritz.values).max(initial=0.0))
     asymmetry = done.asymmetry * (norm / max(norm, proof.size) if norm else 1.0)
     proof = replace(proof, symmetry=float(np.fmax(proof.symmetry, asymmetry)))
     if getattr(risk, "is_fixed", True):
-        require_proven({"symmetry": torch.tensor([proof.symmetry])}, [name], risk.theta.dtype)
+        proof = excuse(risk, proof, row, done.ends[0], done.ends[-1], name=name)
     return proof
 
 

@@ -22,6 +22,7 @@ from landscape.spectrum.extremes import find_extremes_of
 from landscape.spectrum.intervals import Interval, count_negative
 from landscape.spectrum.lanczos import sphere
 from landscape.spectrum.options import SpectrumOptions
+from landscape.spectrum.preflight import rounding_explained
 from landscape.spectrum.sampling import Density, sample_densities
 
 Directions = Mapping[str, tuple[Tensor, Tensor]]
@@ -159,7 +160,7 @@ def _record(
         **walk,
         **extra,
         "verdict": verdict,
-        "evidence": sentence,
+        "evidence": sentence + rounding_explained(extremes.proof),
         "ritz_value": _padded(nodes),
         "ritz_weight": _padded([sample.weights for sample in samples]),
         "escape_along_v": escape.along_v.numpy(),

@@ -16,6 +16,7 @@ from landscape.layout import ParameterLayout
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, HessianProduct, LaneChoice, Lanes, ModelRisk, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.layers import layer_hessian
 from landscape.spectrum.agreement import join_probes
@@ -104,6 +105,7 @@ def block_products(risk: ClassRisk, row: Tensor) -> Iterator[BlockProduct]:
         yield restricted
 
 
+@precise_arithmetic()
 def measure_layers(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

@@ -15,6 +15,7 @@ from landscape.randomness import stream
 from landscape.ratios import curvature_ratio
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.spectrum.extremes import find_extremes_of
 from landscape.spectrum.lanczos import sphere
@@ -26,6 +27,7 @@ Progress = Callable[[int, int, str], None]
 QUANTITIES = ("lambda_min", "lambda_max", "ratio", "gradient_norm")
 
 
+@precise_arithmetic()
 def measure_matched(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

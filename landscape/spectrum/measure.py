@@ -14,6 +14,7 @@ from landscape.memory import available_memory
 from landscape.randomness import stream
 from landscape.results import Journal, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.workers import FEWEST_NUMBERS
 from landscape.spectrum.assembly import assemble
 from landscape.spectrum.ends import Extremes
@@ -42,6 +43,7 @@ UNITS = {
 }
 
 
+@precise_arithmetic()
 def measure_spectrum(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

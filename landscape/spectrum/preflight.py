@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from landscape.risk import ClassRisk
-from landscape.risk.preflight import MIXING, require_proven
+from landscape.errors import LandscapeError
+from landscape.risk import ClassRisk, ModelRisk
+from landscape.risk.causes import require_full_precision, why_not_repeated
+from landscape.risk.preflight import ALLOWED_EPS, CAUSES, MIXING, require_proven
 from landscape.risk.protocol import HessianProduct
+
+# In float64 the same product at other addresses differs by rounding, 1e-16 times what cancels; noise of 1e-6, averaged over
+# ten thousand examples, by 1e-8.
+REPEAT_IN_FLOAT64 = 1e-10
+# Where float64 itself is in doubt: the product at weights that are off by one unit of rounding differs by its own rounding,
+# which a check may exceed this many times; and no check by more than this.
+SHIFTED_FACTOR = 10.0
+MOST_IN_FLOAT64 = 1e-9
+EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,9 @@ class Proof:
     additivity
         |H u - sum_c w_c H_c u| / sum_c |w_c H_c u|; NaN for a lane of one class.
     rounding
-        Absolute rounding of a product that the linearity check saw, in units of the eigenvalues.
+        Absolute rounding of a product that the checks saw, in units of the eigenvalues.
+    rounded
+        The checks that only float64 passed: what they saw was the rounding of the run's precision.
     size
         sum_c |w_c H_c u|, the curvature that a lane's rounding is relative to; 0 for a lane of one class.
     num_products
@@ -43,6 +56,7 @@ class Proof:
     rounding: float = 0.0
     num_products: int = 0
     size: float = 0.0
+    rounded: tuple[str, ...] = ()
 
 
 def prove_operator(
@@ -99,10 +113,123 @@ def prove_operator(
         for b, (additivity, size, num_products) in enumerate(sums)
     ]
     measured["additivity"] = torch.tensor([p.additivity for p in proofs], dtype=torch.float64)
-    for check, values in measured.items():
-        known = [b for b, value in enumerate(values.tolist()) if not math.isnan(value) or check != "additivity"]
-        require_proven({check: values[known]}, [names[b] for b in known], risk.theta.dtype)
-    return proofs
+    return [
+        excuse(risk, proof, weights[b], opening[b], second[b], name=names[b], images=(image[b], others[b]))
+        for b, proof in enumerate(proofs)
+    ]
+
+
+def failures(proof: Proof, name: str, dtype: torch.dtype, device: torch.device) -> dict[str, LandscapeError]:
+    """Return the checks that a lane's proof fails in a precision, each with its refusal."""
+    found = {}
+    for check in ("repeat", "linearity", "symmetry", "additivity"):
+        value = getattr(proof, check)
+        if check in proof.rounded or (check == "additivity" and math.isnan(value)):
+            continue
+        try:
+            require_proven({check: torch.tensor([value], dtype=torch.float64, device=device)}, [name], dtype)
+        except LandscapeError as refusal:
+            found[check] = refusal
+    return found
+
+
+def excuse(
+    risk: ClassRisk,
+    proof: Proof,
+    row: Tensor,
+    u: Tensor,
+    v: Tensor,
+    *,
+    name: str,
+    images: tuple[Tensor, Tensor] | None = None,
+) -> Proof:
+    """Return a lane's proof if what fails in it is rounding, as the same checks in float64 tell; else refuse.
+
+    Parameters
+    ----------
+    row, u, v
+        The lane's weights (C,) and two vectors (n,).
+    images
+        H u and H v in the run's precision, where they are known.
+
+    Raises
+    ------
+    LandscapeError
+        Naming the cause that was measured.
+    """
+    failed = failures(proof, name, risk.theta.dtype, u.device)
+    if not failed:
+        return proof
+    check, refusal = next(iter(failed.items()))
+    if not all(math.isfinite(getattr(proof, other)) for other in failed):
+        raise refusal
+    own = getattr(risk, "_risk", risk)  # a block's risk is that of the network
+    if isinstance(own, ModelRisk):
+        require_full_precision(own, f"lane '{name}': the Hessian product fails the {check} check")
+    try:
+        exact = risk.in_float64()
+        with exact.hessian(exact.theta, row[None]) as product:
+            found, images_exact, rounding = _in_float64(exact, product, row, torch.stack([u, v]).double())
+    except (RuntimeError, AttributeError) as error:  # a toy loss with float32 constants, or no memory left
+        raise refusal from error
+    allowed = min(max(ALLOWED_EPS["symmetry"] * EPS, SHIFTED_FACTOR * rounding), MOST_IN_FLOAT64)
+    still = [c for c in failed if not found[c] <= (REPEAT_IN_FLOAT64 if c == "repeat" else allowed)]
+    if still:
+        raise LandscapeError(_measured(own, name, still[0], proof, found)) from refusal
+    size = max(proof.size, float(torch.linalg.vector_norm(images_exact, dim=1).sum()))
+    seen = max(getattr(proof, other) for other in failed) * size
+    apart = 0.0
+    if images is not None:
+        apart = float(torch.linalg.vector_norm(images_exact - torch.stack(images).double(), dim=1).max())
+    return replace(proof, rounding=max(proof.rounding, seen, apart), rounded=(*proof.rounded, *failed))
+
+
+def rounding_explained(proof: Proof) -> str:
+    """Return the sentence of a lane's evidence on checks that only float64 passed; empty where there are none."""
+    if not proof.rounded:
+        return ""
+    return (
+        f"; the {' and '.join(proof.rounded)} of its products failed by rounding only (float64 passes), which moves them by "
+        f"{proof.rounding:.1e}"
+    )
+
+
+def _in_float64(
+    exact: ClassRisk, product: HessianProduct, row: Tensor, vectors: Tensor
+) -> tuple[dict[str, float], Tensor, float]:
+    """Return the checks of one lane in float64 on two vectors (2, n), their products, and the products' own rounding.
+
+    The rounding, relative as the checks, is how far the product moves when every weight is off by a unit of rounding.
+    """
+    u, v = vectors
+    hu, hv, again, mixed = (product(x[None, None])[0, 0] for x in (u, v, u, u + MIXING * v))
+    tiny = math.sqrt(torch.finfo(torch.float64).tiny)
+    additivity, parts, _ = _class_sum(exact, row, u, hu)
+    size_u, size_v = float(hu.norm()), float(hv.norm())
+    signs = 1.0 - 2.0 * (torch.arange(len(exact.theta), device=u.device) % 2).double()
+    with exact.hessian(exact.theta * (1.0 + EPS * signs), row[None]) as shifted:
+        moved = float((shifted(u[None, None])[0, 0] - hu).norm())
+    found = {
+        "repeat": float((again - hu).norm()) / max(size_u, parts, tiny),
+        "linearity": float((mixed - hu - MIXING * hv).norm()) / max(size_u + MIXING * size_v, parts, tiny),
+        "symmetry": abs(float(u @ hv - v @ hu)) / max(size_u + size_v, parts, tiny),
+        "additivity": additivity,
+    }
+    return found, torch.stack([hu, hv]), moved / max(size_u, parts, tiny)
+
+
+def _measured(risk: ClassRisk, name: str, check: str, proof: Proof, found: Mapping[str, float]) -> str:
+    """Return the refusal of a lane that fails in float64 too, with the cause that was measured."""
+    what = f"lane '{name}': the Hessian product fails the {check} check by {getattr(proof, check):.1e}"
+    if risk.theta.dtype != torch.float64:
+        what += f", in float64 by {found[check]:.1e}"
+    cause = why_not_repeated(risk) if isinstance(risk, ModelRisk) else None
+    if cause is None and check in ("symmetry", "linearity") and isinstance(risk, ModelRisk):
+        cause = (
+            "two evaluations of the loss agree, so nothing is redrawn: an operation's backward pass is not the derivative of "
+            "its forward pass, or its second derivative is wrong; write the operation out in differentiable ones"
+        )
+    return f"{what}: {cause or CAUSES[check]}"
 
 
 def _class_sum(risk: ClassRisk, row: Tensor, vector: Tensor, product: Tensor) -> tuple[float, float, int]:

@@ -14,6 +14,7 @@ from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.points import Values, Walk, walk_of
 from landscape.spectrum import SpectrumOptions, find_extremes
@@ -32,6 +33,7 @@ _ALONG_V = ("loss", "increase", "increase_stderr", "own_increase")
 UNIT = 0.1
 
 
+@precise_arithmetic()
 def measure_escape(
     risk: ClassRisk,
     lanes: LaneChoice | None = "classes",

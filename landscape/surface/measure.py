@@ -16,6 +16,7 @@ from landscape.directions import Normalization, OneDimensional
 from landscape.errors import LandscapeError, unknown_name
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.evaluator import Precision, require_precision
 from landscape.risk.points import (
@@ -69,6 +70,7 @@ class _Counter:
             self.progress(self.done, self.total, f"{self.kind}, point {self.done} of {self.total}")
 
 
+@precise_arithmetic()
 def measure_surface(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

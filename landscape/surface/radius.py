@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError
 from landscape.perturbation import lane_means
 from landscape.results import Journal, keep_block, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.risk.normalised import logit_normalised
 from landscape.risk.points import walk_of
@@ -66,6 +67,7 @@ class RadiusOptions:
             raise LandscapeError(f"logits: expected 'raw' or 'normalised', got {self.logits!r}")
 
 
+@precise_arithmetic()
 def measure_radii(
     risk: ClassRisk,
     lanes: LaneChoice | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.results import Journal
 from landscape.risk import ClassRisk, LaneChoice, ModelRisk
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.surface.cube import examples_of, kept_examples, splits_of
 from landscape.surface.differences import difference
 from landscape.surface.extent import automatic_range
@@ -41,6 +42,7 @@ def require_same_images(risks: Mapping[str, ClassRisk]) -> None:
                 )
 
 
+@precise_arithmetic()
 def measure_surfaces(
     risks: Mapping[str, ClassRisk],
     lanes: LaneChoice | None = None,

@@ -90,6 +90,9 @@ def test_wrong_class_weights_are_refused(dtype):
             with self._risk.hessian(theta, wrong) as product:
                 yield product
 
+        def in_float64(self):
+            return Miscounted(self._risk.in_float64(), None)
+
         def hvps(self, theta, weights, vectors):
             return self._risk.hvps(theta, weights, vectors)
 
@@ -178,7 +181,10 @@ class Dropped(nn.Dropout):
 def test_dropout_in_evaluation_mode_is_refused():
     model = tanh_network()
     model[3] = nn.Sequential(nn.Tanh(), Dropped(0.1))
-    with pytest.raises(LandscapeError, match="draws noise in evaluation mode"):
+    with pytest.raises(
+        LandscapeError,
+        match=r"first in layer '3\.1': every call draws from the random numbers of PyTorch; functional dropout",
+    ):
         ModelRisk(model, digits())
 
 
