@@ -155,4 +155,21 @@ def test_what_float64_explains_is_the_noise_floor_and_no_refusal():
     eps = torch.finfo(torch.float32).eps
     assert max(float(lane.linearity_error), float(lane.symmetry_error)) > 500 * eps
     assert float(lane.precision_gap) > 500 * eps * float(lane.lambda_max)
-    assert "failed by rounding only (float64 passes)" in str(lane.evidence.item())
+    assert "is rounding (as float64 and neighbouring weights show)" in str(lane.evidence.item())
+
+
+def test_cancellation_in_float64_is_measured_and_not_refused():
+    """logsumexp(z) - z_y at losses of 1e-5: p - 1 keeps eleven digits, and the checks allow thirteen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Softplus(), nn.Linear(16, 3)).double()
+    x = X.double()
+    with torch.no_grad():
+        hidden = torch.cat([model[:2](x), torch.ones(len(x), 1)], 1)
+        solution = torch.linalg.lstsq(hidden, 12 * functional.one_hot(Y, 3).double()).solution
+        model[2].weight.copy_(solution[:-1].T)
+        model[2].bias.copy_(solution[-1])
+    loss = lambda z, t: torch.logsumexp(z, 1) - z.gather(1, t[:, None])[:, 0]  # noqa: E731
+    lane = measure_spectrum(ModelRisk(model, (x, Y), loss=loss), "0", options=QUICK).isel(lane=0)
+    assert 1e-6 < float(lane.loss) < 1e-3
+    assert float(lane.linearity_error) > 500 * torch.finfo(torch.float64).eps
+    assert "is rounding (as float64" in str(lane.evidence.item())
