@@ -19,6 +19,7 @@ from landscape.plan import ESCAPE_RANGE, Plan, choose_plan
 from landscape.ratios import curvature_over_gradient, curvature_ratio
 from landscape.results import Journal, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.points import Policy
 from landscape.spectrum import measure_spectrum
 from landscape.surface import eigen_axes, measure_escape, measure_surface
@@ -26,6 +27,7 @@ from landscape.surface import eigen_axes, measure_escape, measure_surface
 Progress = Callable[[int, int, str], None]
 
 
+@precise_arithmetic()
 def measure_accuracy(
     risk: ClassRisk, lanes: LaneChoice | None = None, *, group_average: GroupAverage = "examples"
 ) -> xr.Dataset:

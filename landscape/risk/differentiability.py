@@ -87,6 +87,15 @@ def once_differentiable_operations(losses: Tensor) -> list[str]:
     ]
 
 
+def custom_operations(losses: Tensor) -> list[str]:
+    """Return the names of the operations of a graph that bring a backward pass of their own, ours left out."""
+    return [name for name, function in _custom_functions(losses).items() if not _is_ours(function)]
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("landscape.")
+
+
 def require_twice_differentiable(once: Sequence[str]) -> None:
     """Raise LandscapeError if there are operations that are marked as differentiable once."""
     if once:

@@ -21,6 +21,7 @@ from landscape.risk.batchnorm import (
     require_batch,
     require_layers,
 )
+from landscape.risk.custom import require_first_derivatives, require_second_derivatives
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
 from landscape.risk.evaluation import class_means, lane_means, require_one_pass
 from landscape.risk.examples import Examples, Transform, as_model_inputs, read_examples
@@ -161,7 +162,9 @@ class ModelRisk:
         self._known: dict[str, object] = {}  # measured sizes and times of products
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         with random_states_kept(self.device):
-            self._bytes_per_example, self._once = measured_graph(self.theta, self.per_example, len(labels))
+            self._bytes_per_example, self._once, self._custom = measured_graph(
+                self.theta, self.per_example, len(labels)
+            )
         self.attributes: dict[str, object] = {
             "objective": self.loss_name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -174,6 +177,7 @@ class ModelRisk:
         self._params = params
         with random_states_kept(self.device):
             prove_deterministic(self)
+            require_first_derivatives(self)
 
     def _use(self, network: Network) -> None:
         self._network, self.layout, self.theta = network, network.layout, network.theta
@@ -362,6 +366,7 @@ class ModelRisk:
         """Give a product (B, P, n) -> (B, P, n); see :class:`landscape.risk.products.ChunkedHessian`."""
         evaluated, chunks = self._chunks_of(weights, chunk_size)
         require_twice_differentiable(self._once)
+        require_second_derivatives(self)
         with second_derivative_explained(self.per_example, self.theta, len(self._examples.labels)):
             product = ChunkedHessian(
                 evaluated.per_example,

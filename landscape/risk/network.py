@@ -17,7 +17,7 @@ from landscape.layout import ParameterLayout, choose_parameters
 from landscape.models import find_head
 from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
 from landscape.risk.batchnorm import batch_normalisations, batch_statistics
-from landscape.risk.differentiability import once_differentiable_operations
+from landscape.risk.differentiability import custom_operations, once_differentiable_operations
 from landscape.risk.filters import filter_dims_of
 from landscape.risk.inputs import Inputs, call_with, logits_in
 
@@ -67,8 +67,9 @@ class Network:
 
 def measured_graph(
     theta: Tensor, per_example: Callable[[Tensor, slice], Tensor], num_examples: int
-) -> tuple[int, list[str]]:
-    """Return the bytes one example's graph keeps for a backward pass (weights not counted), and what has no second one."""
+) -> tuple[int, list[str], list[str]]:
+    """Return the bytes one example's graph keeps for a backward pass (weights not counted), what has no second one, and what
+    brings a backward pass of its own."""
     num = min(2, num_examples)
     total = 0
 
@@ -81,4 +82,4 @@ def measured_graph(
     point = theta.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         losses = per_example(point, slice(0, num))
-    return max(total // num, 1), once_differentiable_operations(losses)
+    return max(total // num, 1), once_differentiable_operations(losses), custom_operations(losses)

@@ -40,9 +40,7 @@ def prove_deterministic(risk: ModelRisk) -> None:
         Naming the likely cause: dropout or noise that evaluation mode does not switch off, or a layer that mixes the
         examples of a batch.
     """
-    offsets = risk._examples.offsets
-    rows = [torch.arange(a, min(a + PER_CLASS, b)) for a, b in itertools.pairwise(offsets)]
-    few = risk.restricted(torch.cat(rows)[:IN_ALL])
+    few = few_of(risk)
     weights = (few.class_counts / few.class_counts.sum())[None]
     devices = [risk.device] if risk.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -57,6 +55,13 @@ def prove_deterministic(risk: ModelRisk) -> None:
     values = first[0][few.class_counts > 0] if risk.is_additive else first[0]
     if not bool(values.isfinite().all()):
         raise LandscapeError(f"the loss '{risk.loss_name}' is not finite at the given weights")
+
+
+def few_of(risk: ModelRisk) -> ModelRisk:
+    """Return the risk on a few examples of each class."""
+    offsets = risk._examples.offsets
+    rows = [torch.arange(a, min(a + PER_CLASS, b)) for a, b in itertools.pairwise(offsets)]
+    return risk.restricted(torch.cat(rows)[:IN_ALL])
 
 
 def _evaluate(few: ModelRisk, weights: Tensor, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:

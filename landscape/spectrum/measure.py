@@ -204,6 +204,7 @@ def _vectors_fit(risk: ClassRisk, num_lanes: int) -> bool:
     return 2 * num_lanes * theta.numel() * theta.element_size() <= available_memory(torch.device("cpu")) // 4
 
 
+@precise_arithmetic()
 def extreme_directions(
     risk: ClassRisk, lane: str | int, *, options: SpectrumOptions | None = None, seed: int = 0
 ) -> Extremes:

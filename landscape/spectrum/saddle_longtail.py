@@ -16,6 +16,7 @@ from landscape.loading import CheckpointSource, LoadedCheckpoint, risk_of
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, validate
 from landscape.risk import LaneChoice, ModelRisk, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.spectrum.assembly import assemble
 from landscape.spectrum.bridge import Batch, PyHessianSettings
 from landscape.spectrum.pyhessian import (
@@ -58,6 +59,7 @@ class RedrawnBatches:
             yield inputs.to(self._risk.dtype), examples.labels[part]
 
 
+@precise_arithmetic()
 def measure_released(
     loaded: LoadedCheckpoint,
     source: CheckpointSource,

@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError, unknown_name
 from landscape.randomness import stream
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
+from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
 from landscape.spectrum import SpectrumOptions, find_extremes
 from landscape.surface.axes import ORTHOGONAL, Axes, Mark, cosine, origin_of, orthogonal_to
@@ -89,6 +90,7 @@ def gradient_axes(
     )
 
 
+@precise_arithmetic()
 def eigen_axes(
     risk: ClassRisk,
     lane: LaneChoice,

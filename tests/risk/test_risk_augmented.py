@@ -272,7 +272,9 @@ def test_every_transform_is_analysed_frozen_and_redrawn(name):
     }
     data = replace(load_dataset("digits-lt"), train=split, test=split, augmentation=name, **rgb)
     model = fill(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)))
-    checkpoint = type("File", (), {"sha256": "0", "spec": None, "state_dict": {}, "path": "x"})()
+    checkpoint = type(
+        "File", (), {"sha256": "0", "other_container": None, "spec": None, "state_dict": {}, "path": "x"}
+    )()
     loaded = LoadedCheckpoint(checkpoint, model, data, {})
 
     def losses(choice, **options):
