@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -89,7 +89,18 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             raise LandscapeError(f"bn_statistics must be every-pass or first-pass, got {bn_statistics!r}")
         if bn_statistics == "first-pass" and (task is None or task.model is None):
             raise LandscapeError("bn_statistics='first-pass' needs the model, got none: pass model=... as well")
+        if issubclass(base, torch.optim.LBFGS):
+            raise LandscapeError(
+                "base: expected an optimizer that steps on a gradient, got LBFGS, which evaluates closures itself"
+            )
         super().__init__(params, {})
+        own: set[str] = {field.name for field in fields(rule)} if is_dataclass(rule) else set()
+        for group in self.param_groups:
+            for option in own & set(group):
+                raise LandscapeError(
+                    f"param_groups: '{option}' is an option of {rule.name} and holds for all parameters, got one for a group "
+                    f"({group[option]!r}): pass {option}= to build_optimizer, or build an optimizer for each group"
+                )
         self.base = base(self.param_groups, **(base_options or {}))
         self.base.register_load_state_dict_post_hook(self._share)
         self._share()
@@ -129,7 +140,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
 
     def step(  # type: ignore[override]
         self,
-        closure: Closure | Sequence[Closure],
+        closure: Closure | Sequence[Closure] | None = None,
         labels: Tensor | None = None,
         ascent: Closure | Sequence[Closure] | None = None,
         *,
@@ -167,6 +178,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             ``"first-pass"``, buffers are restored whatever the closure raises.
         """
         self._check(closure, labels)
+        assert closure is not None
         closures = [closure] if callable(closure) else list(closure)
         ascents = None if ascent is None else [ascent] if callable(ascent) else list(ascent)
         if not closures or (ascents is not None and len(ascents) != len(closures)):
@@ -215,7 +227,10 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
 
     def _check(self, closure: Closure | Sequence[Closure] | None, labels: Tensor | None) -> None:
         if closure is None:
-            raise LandscapeError(f"{self.rule.name}: step needs a closure that returns per-example losses, got None")
+            raise LandscapeError(
+                f"{self.rule.name}: step needs a closure that returns per-example losses, got none: step(closure, labels), without "
+                "backward, first_step or GradScaler.step (build_optimizer(..., precision='float16') scales by itself)"
+            )
         if labels is None and "labels" in self.rule.needs:
             raise LandscapeError(f"{self.rule.name} needs the labels of the batch, got none: step(closure, labels=y)")
         if labels is not None and (labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool):

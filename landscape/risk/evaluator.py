@@ -132,7 +132,7 @@ class PointEvaluator:
                 module, targets = self._assembled(candidates, self._risk.dtype, is_fused=is_fused)
                 _place(self._tensors(theta.to(self._risk.dtype)), candidates, targets)
                 with plain_checkpointing():
-                    found = logits_in(call_with(module, inputs))
+                    found = logits_in(call_with(module, inputs), self._risk._network.output)
                 error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
             except (AttributeError, RuntimeError, TypeError) as problem:
                 logger.debug("not folded (%d pairs, fused %s): %s", len(candidates), is_fused, problem)
@@ -224,7 +224,7 @@ class PointEvaluator:
 
     def _forward(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """Return (quantities, rows) float64."""
-        logits = logits_in(call_with(self._folded, inputs)).to(self._risk.dtype)
+        logits = logits_in(call_with(self._folded, inputs), self._risk._network.output).to(self._risk.dtype)
         plain = cross_entropy(logits, labels).double()
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)

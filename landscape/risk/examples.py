@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 
 from landscape.errors import LandscapeError
 from landscape.risk.inputs import Inputs, Stored, as_inputs, held, joined, num_rows, rows_of, shape_of, taken
@@ -43,6 +45,13 @@ class Examples:
     ) -> Examples:
         """Sort inputs (N, ...) and labels (N,) by class, keeping the order within a class, on the device."""
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+            ignored = [value for value in (-1, -100, 255) if bool((labels == value).any())]
+            rest = labels[~torch.isin(labels, torch.tensor(ignored, dtype=labels.dtype))] if ignored else labels
+            if ignored and (not len(rest) or (int(rest.min()) >= 0 and int(rest.max()) < num_classes)):
+                raise LandscapeError(
+                    f"{len(labels) - len(rest)} labels are {ignored[0]}, as for ignored or unlabelled examples (ignore_index): "
+                    f"leave these examples out; the others run from 0 to {num_classes - 1}"
+                )
             raise LandscapeError(
                 f"wrong number of classes: labels run from {int(labels.min())} to {int(labels.max())}, "
                 f"the model has {num_classes} outputs"
@@ -111,6 +120,23 @@ def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dt
     return stored.to(dtype) if stored.is_floating_point() else stored
 
 
+def warn_of_drawn_examples(loader: Any) -> None:
+    """Warn where a loader's sampler draws examples, so that the class counts are not those of the data set."""
+    sampler = getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    plain = (SequentialSampler, RandomSampler)
+    draws = isinstance(sampler, (Sampler, Iterable)) and not isinstance(sampler, plain) and hasattr(loader, "dataset")
+    draws |= isinstance(sampler, RandomSampler) and sampler.replacement
+    draws |= batch_sampler is not None and not isinstance(batch_sampler, BatchSampler)
+    if draws or getattr(loader, "drop_last", False):
+        why = f"its sampler {type(sampler).__name__} draws them" if draws else "drop_last leaves some out"
+        warnings.warn(
+            f"the class counts are those of the examples that the loader gave, {why}: pass train_counts= for losses that "
+            "count, and a loader in file order for the data under study",
+            stacklevel=4,
+        )
+
+
 def read_examples(data: Any) -> tuple[Stored, Tensor]:
     """Return inputs (N, ...) and labels (N,) of what people call data.
 
@@ -120,10 +146,11 @@ def read_examples(data: Any) -> tuple[Stored, Tensor]:
     """
     if hasattr(data, "images") and hasattr(data, "labels"):
         inputs: Stored = as_inputs(data.images)
-        labels = torch.as_tensor(data.labels)
+        labels = _labels(data.labels)
     elif isinstance(data, Mapping) or _is_pair(data):
         inputs, labels = _pair(data)
     elif isinstance(data, Iterable):
+        warn_of_drawn_examples(data)
         batches = [_pair(batch) for batch in data]
         if not batches:
             raise LandscapeError("the data are empty: expected at least one batch (inputs, labels)")
@@ -133,6 +160,8 @@ def read_examples(data: Any) -> tuple[Stored, Tensor]:
         raise LandscapeError(
             f"expected data as (inputs, labels) tensors, a data split or an iterable of batches, got {type(data).__name__}"
         )
+    if labels.dim() == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
+        labels = labels[:, 0]
     if labels.dim() != 1 or len(labels) != num_rows(inputs) or labels.is_floating_point():
         raise LandscapeError(
             f"expected integer labels (N,) beside inputs (N, ...), got labels {tuple(labels.shape)} {labels.dtype} "
@@ -149,21 +178,35 @@ def _is_pair(data: Any) -> bool:
         isinstance(data, (tuple, list))
         and len(data) == 2
         and isinstance(data[0], (Tensor, np.ndarray, Mapping))
-        and isinstance(data[1], (Tensor, np.ndarray))
+        and (isinstance(data[1], (Tensor, np.ndarray)) or _is_list_of_labels(data[1]))
     )
+
+
+def _is_list_of_labels(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], (int, str, np.integer, np.str_))
 
 
 def _pair(batch: Any) -> tuple[Stored, Tensor]:
     """Return inputs and labels of (inputs, labels), or of a mapping that holds its labels."""
     if not isinstance(batch, Mapping):
-        return as_inputs(batch[0]), torch.as_tensor(batch[1])
+        return as_inputs(batch[0]), _labels(batch[1])
     key = next((key for key in ("labels", "label") if key in batch), None)
     if key is None:
         raise LandscapeError(
             f"expected labels beside named inputs, got only {', '.join(map(str, batch))}: "
             "pass (inputs, labels), or add the entry 'labels'"
         )
-    return as_inputs({name: entry for name, entry in batch.items() if name != key}), torch.as_tensor(batch[key])
+    return as_inputs({name: entry for name, entry in batch.items() if name != key}), _labels(batch[key])
+
+
+def _labels(given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(given[0]).__name__ if isinstance(given, (list, tuple)) and given else type(given).__name__
+        raise LandscapeError(
+            f"expected integer labels (N,), got {kind}: number the classes from 0 (class_names= keeps their names)"
+        ) from error
 
 
 def limit_per_class(labels: Tensor, limit: int) -> Tensor:

@@ -90,14 +90,56 @@ def call_with(function: Callable[..., Any], inputs: Inputs) -> Any:
     return function(**inputs) if isinstance(inputs, dict) else function(inputs)
 
 
-def logits_in(output: Any) -> Any:
-    """Return the logits of a model's output: the tensor itself, its ``logits``, or the first entry of a collection."""
+def logits_in(output: Any, which: int | str | None = None) -> Any:
+    """Return the logits of a model's output: the tensor itself, its ``logits``, or the entry ``which`` of a collection."""
     if isinstance(output, Tensor):
         return output
-    if getattr(output, "logits", None) is not None:
-        return output.logits
-    if isinstance(output, Mapping) and output:
-        return output["logits"] if "logits" in output else next(iter(output.values()))
-    if isinstance(output, (tuple, list)) and output:
-        return output[0]
+    if which is not None:
+        is_collection = isinstance(output, (Mapping, tuple, list))
+        return output[which] if is_collection else getattr(output, str(which))
     return output
+
+
+def choose_output(output: Any, num_classes: int, num_rows: int) -> int | str | None:
+    """Return which entry of a model's output holds its logits; None for a tensor.
+
+    ``.logits`` or the entry ``"logits"`` are taken by their name; else the one entry (B, C) with as many columns as there
+    are classes, or the only one with two dimensions.
+
+    Raises
+    ------
+    LandscapeError
+        With the list of entries, where none or several would do.
+    """
+    if isinstance(output, Tensor):
+        return None
+    if isinstance(output, Mapping):
+        entries: dict[int | str, Any] = dict(output)
+    elif isinstance(output, (tuple, list)):
+        names = getattr(output, "_fields", None)
+        entries = dict(enumerate(output))
+        if names and "logits" in names:
+            return int(names.index("logits"))
+    else:
+        entries = {"logits": output.logits} if getattr(output, "logits", None) is not None else {}
+    if isinstance(entries.get("logits"), Tensor):
+        return "logits"
+    planes = {
+        key: entry
+        for key, entry in entries.items()
+        if isinstance(entry, Tensor) and entry.dim() == 2 and len(entry) == num_rows
+    }
+    fitting = [key for key, entry in planes.items() if entry.shape[1] == num_classes]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(planes) == 1 and not fitting:
+        return next(iter(planes))
+    found = ", ".join(f"{key!r}: {_described(entry)}" for key, entry in entries.items()) or type(output).__name__
+    raise LandscapeError(
+        f"expected logits (batch, {num_classes}) from the model, got several outputs or none that fit ({found}): wrap the "
+        "model in one that returns its logits alone"
+    )
+
+
+def _described(entry: Any) -> str:
+    return f"tensor {tuple(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__

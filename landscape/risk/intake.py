@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from landscape.errors import LandscapeError
 from landscape.losses import build_loss
 from landscape.risk.arithmetic import plain_checkpointing
+from landscape.risk.batchnorm import describe
 from landscape.risk.examples import Transform, as_model_inputs
-from landscape.risk.inputs import Inputs, call_with, logits_in, rows_of, shape_of
+from landscape.risk.inputs import Inputs, call_with, choose_output, logits_in, num_rows, rows_of, shape_of
+
+if TYPE_CHECKING:
+    from landscape.risk.model import ModelRisk
+
+# How deep in containers a module's activations are looked for.
+MOST_NESTED = 4
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,8 +40,34 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 def copied(model: nn.Module) -> nn.Module:
     """Return a copy; tensors that hooks left in it (older weight and spectral norms) are copied without their graphs."""
-    derived = [value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived if not value.is_leaf})
+    memo: dict[int, Any] = {}
+    for layer in model.modules():
+        for name, value in vars(layer).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                _remember(value, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        first_line = str(error).splitlines()[0]
+        raise LandscapeError(
+            f"the model cannot be copied ({first_line}): take what holds no weights (hooks, locks, graphs, scripted parts) off "
+            "it before it is studied"
+        ) from error
+
+
+def _remember(value: Any, memo: dict[int, Any], depth: int = 0) -> None:
+    """Enter how to copy what a module keeps: tensors without their graphs; what cannot be copied (a lock) stays shared."""
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif isinstance(value, (dict, list, tuple, set)) and depth < MOST_NESTED:
+        for entry in list(value.values() if isinstance(value, dict) else value):
+            _remember(entry, memo, depth + 1)
+    elif not isinstance(value, (nn.Module, str, bytes, int, float, bool, type(None))) and not callable(value):
+        try:
+            copy.deepcopy(value, dict(memo))
+        except Exception:  # whatever it is, it is no weight
+            memo[id(value)] = value
 
 
 def require_finite(model: nn.Module) -> None:
@@ -73,21 +106,39 @@ def names_of(num_outputs: int, class_names: Sequence[str] | None) -> tuple[str, 
 
 
 @torch.no_grad()
-def count_outputs(model: nn.Module, stored: Inputs, transform: Transform | None, dtype: torch.dtype) -> int:
-    """Return the number of logits of stored inputs; LandscapeError if the model does not take them or return logits."""
+def first_attributes(risk: ModelRisk, params: str) -> dict[str, object]:
+    """Return what every result of a network's risk records."""
+    return {
+        "objective": risk.loss_name,
+        "dtype": str(risk.dtype).removeprefix("torch."),
+        "device": risk.device.type,
+        "parameters": params,
+        "num_parameters": risk.layout.num_parameters,
+        "batchnorm": describe(risk.policy, num_rows(risk._calibration)),
+    }
+
+
+def count_outputs(
+    model: nn.Module, stored: Inputs, transform: Transform | None, dtype: torch.dtype, classes: int | Sequence[str]
+) -> tuple[int, int | str | None]:
+    """Return the number of logits of stored inputs, and which entry of the output they are; LandscapeError if the model does
+    not take the inputs or return logits."""
     inputs = as_model_inputs(stored, transform, dtype)
     try:
         with plain_checkpointing():
-            logits = logits_in(call_with(model, inputs))
+            output = call_with(model, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first_line = str(error).splitlines()[0]
         raise LandscapeError(
             f"the model does not accept inputs of shape {shape_of(rows_of(inputs, slice(0, 1)))}: {first_line}"
         ) from error
+    num_classes = classes if isinstance(classes, int) else len(classes)
+    which = choose_output(output, num_classes, num_rows(inputs))
+    logits = logits_in(output, which)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = str((1, *logits.shape[1:])) if isinstance(logits, Tensor) else type(logits).__name__
         raise LandscapeError(f"expected logits (batch, classes) from the model, got {got}")
-    return logits.shape[1]
+    return logits.shape[1], which
 
 
 def resolve_loss(

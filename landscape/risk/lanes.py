@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,6 +15,8 @@ from landscape.risk.protocol import ClassRisk
 
 GroupAverage = Literal["examples", "classes"]
 LaneChoice = str | int | Sequence[str | int] | Mapping[str, Sequence[float]]
+logger = logging.getLogger(__name__)
+
 EVERYTHING = ("classes", "groups", "all")
 
 
@@ -122,6 +125,16 @@ def choose_lanes(
         raise LandscapeError(f"the name '{twice}' stands for two lanes: give every class and group a name of its own")
     group_of = {c: group for group, members in groups.items() for c in members}
     rows: dict[str, tuple[str, str, Tensor]] = {}
+    if choice is None:  # everything that there is
+        empty = [name for name, count in zip(class_names, counts.tolist()) if not count]
+        if empty:
+            logger.warning("classes without examples in this split are left out: %s", ", ".join(empty))
+        groups = {name: [c for c in members if counts[c] > 0] for name, members in groups.items()}
+        choice = [
+            *(c for c in range(num_classes) if counts[c] > 0),
+            *(g for g, m in groups.items() if m),
+            *EVERYTHING[2:],
+        ]
 
     def add_class(c: int) -> None:
         row = torch.zeros(num_classes, dtype=torch.float64)
@@ -140,7 +153,7 @@ def choose_lanes(
                 raise LandscapeError(f"lane '{name}': expected finite weights, got {row.tolist()}")
             rows[name] = ("mixture", "", row)
     else:
-        for part in _split(choice) if choice is not None else EVERYTHING:
+        for part in _split(choice):
             index = _find_class(part, class_names)
             if index is not None:
                 add_class(index)

@@ -31,6 +31,7 @@ from landscape.risk.intake import (
     PerExampleLoss,
     copied,
     count_outputs,
+    first_attributes,
     loss_in,
     names_of,
     private_copy,
@@ -54,6 +55,7 @@ from landscape.risk.passes import (
 from landscape.risk.products import Chunk, ChunkedHessian, lane_bytes
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
+from landscape.risk.reach import require_whole, unreached
 from landscape.risk.strategies import Strategy
 
 
@@ -68,8 +70,8 @@ class ModelRisk:
     Parameters
     ----------
     model
-        Maps inputs (B, ...) to logits (B, C), or to an object or collection that holds them (``.logits``, or the first
-        entry). A compiled or data-parallel wrapper is taken off.
+        Maps inputs (B, ...) to logits (B, C), or to an object or collection that holds them (``logits``, or the one entry
+        that fits the classes). A compiled or data-parallel wrapper is taken off.
     data
         ``(inputs, labels)`` tensors, a :class:`landscape.data.Split`, or an iterable of such batches, read once. Inputs
         may be a dictionary of tensors, which the model takes as keywords.
@@ -141,9 +143,10 @@ class ModelRisk:
         self._model = own.to(device=self.device, dtype=self.dtype)
         require_finite(self._model)
         inputs, labels = read_examples(data)
-        first_two = rows_of(inputs, slice(0, 2))  # two, for a layer that wants more than one
+        first_two = moved(rows_of(inputs, slice(0, 2)), self.device)  # two, for a layer that wants more than one
         with random_states_kept(self.device):
-            num_outputs = count_outputs(self._model, moved(first_two, self.device), transform, self.dtype)
+            known = class_names or int(labels.max()) + 1
+            num_outputs, self._output = count_outputs(self._model, first_two, transform, self.dtype, known)
         self._examples = Examples.of(inputs, labels, num_classes=num_outputs, device=self.device, transform=transform)
         self.draws_per_example = draws_per_example
         self.class_counts = self._examples.counts_of(draws_per_example)
@@ -156,28 +159,22 @@ class ModelRisk:
         self.policy: BatchNormPolicy = batchnorm
         if batchnorm == "batch":
             require_batch(self.class_names, len(labels), len(labels))
-        self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch"))
+        self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch", output=self._output))
         self._chunk_size = chunk_size
         self._memory_budget = memory_budget
+        self._cut: tuple[str, ...] = ()  # tensors that derivatives do not see
         self._known: dict[str, object] = {}  # measured sizes and times of products
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         with random_states_kept(self.device):
-            self._bytes_per_example, self._once, self._custom = measured_graph(
-                self.theta, self.per_example, len(labels)
-            )
-        self.attributes: dict[str, object] = {
-            "objective": self.loss_name,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "parameters": params,
-            "num_parameters": self.layout.num_parameters,
-            "batchnorm": describe(self.policy, num_rows(self._calibration)),
-            **(attributes or {}),
-        }
+            graph = measured_graph(self.theta, self.per_example, len(labels))
+        self._bytes_per_example, self._once, self._custom = graph
+        self.attributes: dict[str, object] = first_attributes(self, params) | dict(attributes or {})
         self._params = params
         with random_states_kept(self.device):
             prove_deterministic(self)
             require_first_derivatives(self)
+            self._cut, unused = unreached(self)
+        self.attributes |= unused
 
     def _use(self, network: Network) -> None:
         self._network, self.layout, self.theta = network, network.layout, network.theta
@@ -256,7 +253,9 @@ class ModelRisk:
         clone._model = copied(self._model).to(dtype)
         clone._examples = examples
         clone.loss = loss_in(dtype, self.loss)
-        clone._use(Network.of(clone._model, self._params, uses_batch_statistics=not clone.is_additive))
+        clone._use(
+            Network.of(clone._model, self._params, uses_batch_statistics=not clone.is_additive, output=self._output)
+        )
         clone.theta = self.theta.to(dtype)
         if dtype != self.dtype:  # its products are few, and this risk's graphs may be kept beside its own
             clone._memory_budget = self.memory_budget // 4
@@ -327,6 +326,7 @@ class ModelRisk:
         return out.to(self.dtype)
 
     def _require_derivatives(self) -> None:
+        require_whole(self._cut)
         if self.policy == "recalibrate":
             raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
 

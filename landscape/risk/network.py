@@ -33,9 +33,12 @@ class Network:
     buffers: dict[str, Tensor]
     batch_layers: tuple[_BatchNorm, ...]  # those that use the statistics of the batch
     has_recurrence: bool
+    output: int | str | None = None  # which entry of the module's output is the logits
 
     @classmethod
-    def of(cls, module: nn.Module, params: str, *, uses_batch_statistics: bool = False) -> Network:
+    def of(
+        cls, module: nn.Module, params: str, *, uses_batch_statistics: bool = False, output: int | str | None = None
+    ) -> Network:
         """Choose parameters of a module by :func:`landscape.layout.choose_parameters`."""
         named = dict(module.named_parameters())
         try:
@@ -47,7 +50,7 @@ class Network:
         theta = layout.flatten([t.detach() for t in chosen.values()])
         frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
         layers = tuple(batch_normalisations(module).values()) if uses_batch_statistics else ()
-        return cls(module, layout, theta, frozen, dict(module.named_buffers()), layers, has_recurrence(module))
+        return cls(module, layout, theta, frozen, dict(module.named_buffers()), layers, has_recurrence(module), output)
 
     def parameters_at(self, theta: Tensor) -> dict[str, Tensor]:
         """Return all parameters by name, the chosen ones as views of ``theta`` (n,)."""
@@ -62,7 +65,7 @@ class Network:
 
         recurrence = plain_recurrence() if self.has_recurrence else nullcontext()
         with plain_checkpointing(), recurrence, batch_statistics(self.batch_layers):
-            return logits_in(call_with(forward, inputs))
+            return logits_in(call_with(forward, inputs), self.output)
 
 
 def measured_graph(

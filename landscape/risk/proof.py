@@ -77,6 +77,9 @@ def _require_unmixed_in_some_precision(few: ModelRisk, weights: Tensor, whole: t
         # Rounding can switch single ReLUs, and a gradient jumps there: only float64 tells this from mixing.
         exact = few.in_float64()
         _require_unmixed(exact, _evaluate(exact, weights), _evaluate(exact, weights, chunk_size=1))
+    except ValueError as error:  # a BatchNorm without running statistics has no variance of one example
+        message = str(error).splitlines()[0]
+        raise LandscapeError(f"the model does not take one example ({message}): {_remedy(few)}") from error
 
 
 def _require_same(few: ModelRisk, weights: Tensor, first: _Evaluated, again: _Evaluated) -> None:
@@ -106,19 +109,23 @@ def _repeats(first: _Evaluated, again: _Evaluated, device: torch.device, *, allo
 
 
 def _require_unmixed(risk: ModelRisk, whole: tuple[Tensor, Tensor], split: tuple[Tensor, Tensor]) -> None:
-    without = [name for name, layer in batch_normalisations(risk._model).items() if layer.running_mean is None]
-    remedy = (
-        f"BatchNorm '{without[0]}' keeps no running statistics; batchnorm='batch' takes those of a lane's examples as "
-        "part of the function"
-        if without
-        else "a layer or loss mixes examples; use one with frozen statistics, or a loss per example"
-    )
+    remedy = _remedy(risk)
     for name, a, b in zip(("loss", "gradient"), whole, split):
         scale = float(a.nan_to_num().abs().max()) + 1e-6
         if _difference(a, b) > CHUNKING_TOLERANCE[risk.dtype] * scale:
             raise LandscapeError(
                 f"the {name} depends on how the examples are batched (by {_difference(a, b) / scale:.1e} relative): {remedy}"
             )
+
+
+def _remedy(risk: ModelRisk) -> str:
+    without = [name for name, layer in batch_normalisations(risk._model).items() if layer.running_mean is None]
+    return (
+        f"BatchNorm '{without[0]}' keeps no running statistics; batchnorm='batch' takes those of a lane's examples as "
+        "part of the function"
+        if without
+        else "a layer or loss mixes examples; use one with frozen statistics, or a loss per example"
+    )
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -163,6 +163,9 @@ def measure_surface(
     require_precision(precision)
     if refine is not None and kind == "line":
         raise LandscapeError("refine: expected a plane, got a line; a line is short, evaluate all of it")
+    if lanes is None and held_out is not None:  # those that have examples on both sides
+        known = lanes_of(held_out, None, group_average=group_average).names
+        lanes = [name for name in lanes_of(risk, None, group_average=group_average).names if name in known]
     chosen = lanes_of(risk, lanes, group_average=group_average)
     beside = None if held_out is None else (held_out, lanes_of(held_out, lanes, group_average=group_average))
     alphas = coordinates(x, DEFAULT_LINE if kind == "line" else DEFAULT_PLANE, "x")

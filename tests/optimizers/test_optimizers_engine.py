@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.directions import gradient_ascent
-from landscape.optimizers import OPTIMIZERS, SAM, NeighbourhoodOptimizer, Term
+from landscape.errors import LandscapeError
+from landscape.optimizers import OPTIMIZERS, SAM, NeighbourhoodOptimizer, Term, build_optimizer
 
 PASSES = {
     "sgd": (1, 1),
@@ -367,3 +368,26 @@ def test_buffers_of_the_first_pass_survive_an_exception():
     with pytest.raises(Interruption):
         optimizer.step(interrupted(closure_of(model, x, y), 2), labels=y)
     assert model[1].num_batches_tracked.item() == 1
+
+
+# ---- what people carry over from other optimizers ----------------------------------------------------------------
+
+
+def test_an_option_of_the_rule_in_a_parameter_group_is_refused():
+    model = nn.Linear(3, 2)
+    groups = [{"params": [model.weight], "rho": 0.0}, {"params": [model.bias]}]
+    with pytest.raises(LandscapeError, match="'rho' is an option of sam and holds for all parameters"):
+        build_optimizer("sam", groups, base_options={"lr": 0.1})
+
+
+def test_a_step_without_a_closure_and_a_base_with_its_own_are_refused():
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer("sam", model.parameters(), base_options={"lr": 0.1})
+    with pytest.raises(LandscapeError, match=r"step needs a closure .*GradScaler"):
+        optimizer.step()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+    with pytest.raises(LandscapeError, match="step needs a closure"):
+        scaler.step(optimizer)
+    with pytest.raises(LandscapeError, match="LBFGS, which evaluates closures itself"):
+        build_optimizer("sam", model.parameters(), base=torch.optim.LBFGS)

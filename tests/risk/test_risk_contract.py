@@ -286,9 +286,9 @@ REFUSALS = {
         lambda: ModelRisk(smooth_mlp(), (X, Y + 1)),
         "labels run from 1 to 4, the model has 4 outputs",
     ),
-    "negative label": (lambda: ModelRisk(smooth_mlp(), (X, Y - 1)), "labels run from -1 to 2, the model has 4"),
+    "negative label": (lambda: ModelRisk(smooth_mlp(), (X, Y - 1)), "labels are -1, as for ignored"),
     "float labels": (lambda: ModelRisk(smooth_mlp(), (X, Y.double())), r"labels \(44,\) torch.float64"),
-    "label matrix": (lambda: ModelRisk(smooth_mlp(), (X, Y[:, None])), r"labels \(44, 1\) torch.int64"),
+    "label matrix": (lambda: ModelRisk(smooth_mlp(), (X, Y[:, None].expand(-1, 2))), r"labels \(44, 2\) torch.int64"),
     "too few labels": (lambda: ModelRisk(smooth_mlp(), (X, Y[:40])), r"labels \(40,\) .* inputs \(44, 1, 8, 8\)"),
     "no examples": (
         lambda: ModelRisk(smooth_mlp(), (X[:0], Y[:0])),
