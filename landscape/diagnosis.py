@@ -17,7 +17,7 @@ from landscape.flatness import measure_flatness
 from landscape.perturbation import lane_means, measure_perturbation
 from landscape.plan import ESCAPE_RANGE, Plan, choose_plan
 from landscape.ratios import curvature_over_gradient, curvature_ratio
-from landscape.results import Journal, versions
+from landscape.results import Journal, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.points import Policy
@@ -27,6 +27,7 @@ from landscape.surface import eigen_axes, measure_escape, measure_surface
 Progress = Callable[[int, int, str], None]
 
 
+@savable
 @precise_arithmetic()
 def measure_accuracy(
     risk: ClassRisk, lanes: LaneChoice | None = None, *, group_average: GroupAverage = "examples"

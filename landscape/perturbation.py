@@ -15,7 +15,7 @@ from torch import Tensor
 from landscape.directions import Normalization, OneDimensional, gaussian, gradient_ascent, random_tree, sign_ascent
 from landscape.errors import LandscapeError, unknown_name
 from landscape.randomness import stream
-from landscape.results import Journal, keep_block, validate, versions
+from landscape.results import Journal, keep_block, savable, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -25,6 +25,10 @@ Progress = Callable[[int, int, str], None]
 # What a draw reads, of all that is evaluated: plain cross-entropy, and the training loss where it is another one.
 LOSSES_OF_DRAWS = ("loss", "own_loss")
 Norm = Literal["l2", "linf"]
+
+
+# Perturbations beyond a million times the weights are no neighbourhood, and overflow.
+FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class PerturbationOptions:
             values = getattr(self, name)
             if any(not 0 < value < math.inf for value in values) or len(set(values)) < len(values):
                 raise LandscapeError(f"{name}: expected positive numbers, each once, got {values}")
+            if max(values, default=0.0) > FARTHEST:
+                raise LandscapeError(f"{name}: expected numbers up to {FARTHEST:g}, got {max(values):g}")
         if not self.radii:
             raise LandscapeError("radii: expected at least one relative radius")
         if self.ascent_steps < 1:
@@ -214,6 +220,7 @@ def _draws(risk: ClassRisk, walk: Walk, direction: Tensor, scales: tuple[float, 
     return {name: row.reshape(2, len(scales), -1) for name, row in rows.items()}
 
 
+@savable
 @precise_arithmetic()
 def measure_perturbation(
     risk: ClassRisk,

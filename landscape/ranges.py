@@ -6,6 +6,9 @@ import numpy as np
 
 from landscape.errors import LandscapeError
 
+# More points on an axis than anybody waits for.
+MOST_POINTS = 100_000
+
 
 def parse_range(text: str, option: str = "--x") -> np.ndarray:
     """Return the coordinates of ``start:stop:count``, ends included.
@@ -28,4 +31,6 @@ def parse_range(text: str, option: str = "--x") -> np.ndarray:
         raise LandscapeError(f"{expected}; got '{text}'") from None
     if len(parts) != 3 or not np.isfinite([start, stop]).all() or not start < stop or count < 2:
         raise LandscapeError(f"{expected}; got '{text}'")
+    if count > MOST_POINTS:
+        raise LandscapeError(f"{option}: expected at most {MOST_POINTS:,} points on an axis, got {count:,} in '{text}'")
     return np.linspace(start, stop, count)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import xarray as xr
@@ -97,6 +98,8 @@ WHOLE_ANALYSIS = (
     *("surface", "surface_line", "surface_eigen"),
 )
 
+Parameters = ParamSpec("Parameters")
+
 PACKAGES = ("landscape-longtail", "torch", "numpy", "scipy", "xarray")
 
 
@@ -134,6 +137,31 @@ def _plain_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
             plain[str(key)] = value
         else:
             plain[str(key)] = json.dumps(value, default=str)
+    return plain
+
+
+def savable(measure: Callable[Parameters, xr.Dataset]) -> Callable[Parameters, xr.Dataset]:
+    """Let a measurement return a dataset whose attributes netCDF takes: strings and numbers, the rest as JSON.
+
+    So xarray itself can save it.
+    """
+
+    @functools.wraps(measure)
+    def measured(*args: Parameters.args, **kwargs: Parameters.kwargs) -> xr.Dataset:
+        dataset = measure(*args, **kwargs)
+        dataset.attrs = _netcdf_attributes(dataset.attrs)
+        return dataset
+
+    return measured
+
+
+def _netcdf_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return attributes that netCDF takes; lists of numbers stay what they are."""
+    plain = _plain_attributes(attributes)
+    for key, value in attributes.items():
+        is_list = isinstance(value, (list, tuple)) and len(value) > 0
+        if is_list and all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in value):
+            plain[str(key)] = list(value)
     return plain
 
 

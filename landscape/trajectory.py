@@ -18,7 +18,7 @@ from landscape.checkpoint import read_checkpoint
 from landscape.diagnosis import measure_accuracy
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout
-from landscape.results import Journal, versions
+from landscape.results import Journal, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -109,6 +109,7 @@ def order_snapshots(paths: Sequence[str | Path]) -> list[Snapshot]:
     return snapshots
 
 
+@savable
 @precise_arithmetic()
 def measure_trajectory(
     snapshots: Sequence[Snapshot],

@@ -455,3 +455,27 @@ def test_without_a_journal_nothing_is_kept():
     assert keep_block(None, "row=0", compute)["x"].shape == ()
     keep_block(None, "row=0", compute)
     assert compute.calls == 2
+
+
+def test_measured_datasets_are_saved_by_xarray_itself(tmp_path):
+    torch = pytest.importorskip("torch")
+    import landscape as ls
+    from landscape.flatness import FlatnessOptions
+
+    risk = ls.AnalyticRisk(
+        lambda x: torch.stack([(x**2).sum(), (x[0] - x[1]) ** 2 + x[0]]),
+        torch.ones(3).double(),
+        groups={"head": [0], "tail": [1]},
+    )
+    found = {
+        "spectrum": ls.measure_spectrum(risk),
+        "perturbation": ls.measure_perturbation(risk),
+        "surface": ls.measure_surface(risk, x=[-1.0, 0.0, 1.0], y=[-1.0, 0.0, 1.0]),
+        "flatness": ls.measure_flatness(risk, options=FlatnessOptions()),
+    }
+    for name, dataset in found.items():
+        dataset.to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+        with xr.open_dataset(tmp_path / f"{name}.nc", engine="h5netcdf") as again:
+            assert set(again.attrs) == set(dataset.attrs), name
+            for key, value in dataset.attrs.items():
+                assert np.array_equal(again.attrs[key], value), key

@@ -283,9 +283,12 @@ def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 def parse_names(text: str, option: str) -> tuple[str, ...]:
     """Return comma-separated names as a tuple."""
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names:
-        raise LandscapeError(f"{option}: expected comma-separated names, got '{text}'")
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise LandscapeError(f"{option}: expected comma-separated names, none of them empty, got '{text}'")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise LandscapeError(f"{option}: '{twice}' is named twice in '{text}': name it once")
     return names
 
 

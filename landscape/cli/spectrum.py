@@ -268,7 +268,8 @@ def _with_pyhessian(ready: Prepared, lanes: Any, chosen: dict[str, Any], shared:
     from landscape.trajectory import add_accuracy
 
     own = {name: value for name, value in shared.items() if name != "group_average"}
-    dataset = measure_spectrum_with_pyhessian(ready.risk, lanes, settings=PyHessianSettings(**chosen), **own)  # type: ignore[arg-type]  # it says itself what it takes
+    risk: Any = ready.risk  # it says itself what it takes
+    dataset = measure_spectrum_with_pyhessian(risk, lanes, settings=PyHessianSettings(**chosen), **own)
     add_accuracy(dataset, ready.risk, lanes)
     return dataset
 

@@ -153,6 +153,8 @@ def _grid(given: dict[str, Any]) -> dict[str, Any]:
             if count and (not count.isdigit() or int(count) < 2):
                 raise LandscapeError(f"{option}: expected auto or auto:COUNT with COUNT >= 2, got '{text}'")
             return f"{AUTO}:{count}" if count else AUTO
+        if given["range_"] == AUTO:
+            raise LandscapeError(f"{option}: '{text}' and --range auto say two things: give one of them")
         return parse_range(text, option)
 
     if given["range_"] not in (None, AUTO):

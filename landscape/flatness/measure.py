@@ -15,7 +15,7 @@ from landscape.flatness.catalogue import MEASURES, Measure, choose_measures
 from landscape.flatness.options import FlatnessOptions
 from landscape.flatness.study import Study
 from landscape.perturbation import lane_means
-from landscape.results import Journal, validate, versions
+from landscape.results import Journal, savable, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -27,6 +27,7 @@ Progress = Callable[[int, int, str], None]
 WALK = 30
 
 
+@savable
 @precise_arithmetic()
 def measure_flatness(
     risk: ClassRisk,

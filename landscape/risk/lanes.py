@@ -46,7 +46,15 @@ class Lanes:
 
 def _split(choice: LaneChoice) -> list[str | int]:
     if isinstance(choice, str):
-        return [part.strip() for part in choice.split(",") if part.strip()]
+        parts = [part.strip() for part in choice.split(",")]
+        if not all(parts):
+            raise LandscapeError(
+                f"lanes: expected names or numbers of classes and groups, none of them empty, got '{choice}'"
+            )
+        twice = next((part for part in parts if parts.count(part) > 1), None)
+        if twice is not None:
+            raise LandscapeError(f"lanes: '{twice}' is named twice in '{choice}': name it once")
+        return list(parts)
     if isinstance(choice, int):
         return [choice]
     return list(choice)

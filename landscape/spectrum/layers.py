@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscape.layout import ParameterLayout
 from landscape.randomness import stream
-from landscape.results import Journal, keep_block, versions
+from landscape.results import Journal, keep_block, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, HessianProduct, LaneChoice, Lanes, ModelRisk, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -105,6 +105,7 @@ def block_products(risk: ClassRisk, row: Tensor) -> Iterator[BlockProduct]:
         yield restricted
 
 
+@savable
 @precise_arithmetic()
 def measure_layers(
     risk: ClassRisk,

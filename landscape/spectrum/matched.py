@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.ratios import curvature_ratio
-from landscape.results import Journal, keep_block, versions
+from landscape.results import Journal, keep_block, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -27,6 +27,7 @@ Progress = Callable[[int, int, str], None]
 QUANTITIES = ("lambda_min", "lambda_max", "ratio", "gradient_norm")
 
 
+@savable
 @precise_arithmetic()
 def measure_matched(
     risk: ClassRisk,

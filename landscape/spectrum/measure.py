@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.memory import available_memory
 from landscape.randomness import stream
-from landscape.results import Journal, validate, versions
+from landscape.results import Journal, savable, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.workers import FEWEST_NUMBERS
@@ -43,6 +43,7 @@ UNITS = {
 }
 
 
+@savable
 @precise_arithmetic()
 def measure_spectrum(
     risk: ClassRisk,

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from landscape.errors import LandscapeError
-from landscape.results import Journal, keep_block, validate, versions
+from landscape.results import Journal, keep_block, savable, validate, versions
 from landscape.risk import LaneChoice, ModelRisk, lanes_of
 from landscape.risk.arithmetic import differentiation
 from landscape.spectrum.assembly import assemble
@@ -194,6 +194,7 @@ def _context(risk: ModelRisk, row: Tensor, output: PyHessianOutput) -> dict[str,
     }
 
 
+@savable
 def measure_spectrum_with_pyhessian(
     risk: ModelRisk,
     lanes: LaneChoice | None = "classes",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
-from landscape.results import Journal, keep_block, versions
+from landscape.results import Journal, keep_block, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -33,6 +33,7 @@ _ALONG_V = ("loss", "increase", "increase_stderr", "own_increase")
 UNIT = 0.1
 
 
+@savable
 @precise_arithmetic()
 def measure_escape(
     risk: ClassRisk,

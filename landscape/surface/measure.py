@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from landscape.directions import Normalization, OneDimensional
 from landscape.errors import LandscapeError, unknown_name
-from landscape.results import Journal, versions
+from landscape.results import Journal, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, ModelRisk, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -70,6 +70,7 @@ class _Counter:
             self.progress(self.done, self.total, f"{self.kind}, point {self.done} of {self.total}")
 
 
+@savable
 @precise_arithmetic()
 def measure_surface(
     risk: ClassRisk,

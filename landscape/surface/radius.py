@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.perturbation import lane_means
-from landscape.results import Journal, keep_block, versions
+from landscape.results import Journal, keep_block, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
 from landscape.risk.arithmetic import precise_arithmetic
 from landscape.risk.augmented import require_fixed
@@ -67,6 +67,7 @@ class RadiusOptions:
             raise LandscapeError(f"logits: expected 'raw' or 'normalised', got {self.logits!r}")
 
 
+@savable
 @precise_arithmetic()
 def measure_radii(
     risk: ClassRisk,

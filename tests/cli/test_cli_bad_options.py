@@ -65,7 +65,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one(command, option,
 IMPOSSIBLE = [
     ("run spectrum perturb surface figures inspect", "--max-per-class=0", "max-per-class.*at least 1, got 0"),
     ("run spectrum perturb surface figures inspect", "--max-per-class=-1", "max-per-class.*at least 1, got -1"),
-    ("run spectrum perturb surface figures", "--lanes=,", "no lanes chosen"),
+    ("run spectrum perturb surface figures", "--lanes=,", "none of them empty"),
     ("run spectrum perturb surface figures", "--lanes=12", "unknown lane '12'"),
     ("spectrum perturb surface figures", "--params=[", r"--params: '\[' is not a regular expression"),
     ("spectrum perturb surface figures", "--params=nothing_matches", "'nothing_matches' matches none of the 6"),
@@ -102,6 +102,10 @@ IMPOSSIBLE = [
     ("train run", "--batch-size=0", "batch_size.*0"),
     ("train run", "--lr=nan", "lr.*nan"),
     ("train run", "--lr=-1", "lr.*-1"),
+    ("spectrum perturb surface figures", "--lanes=0,0", "'0' is named twice"),
+    ("surface", "--x=-1:1:1000000000", "--x: expected at most 100,000 points"),
+    ("surface", "--range=auto --x=-1:1:5", "--x: '-1:1:5' and --range auto say two things"),
+    ("perturb", "--radii=1e308", "radii: expected numbers up to 1e.06"),
     ("train run", "--weight-decay=-1", "weight_decay.*-1"),
     ("train run", "--loss-option=gamma", "--loss-option: expected NAME=VALUE.*'gamma'"),
     ("train run", "--loss=focal --loss-option=gamma=-1", "gamma.*-1"),
@@ -117,7 +121,8 @@ IMPOSSIBLE = [
     ("train", "--optimizer-option==1", "--optimizer-option: expected NAME=VALUE"),
     ("train", "--lr=1e30 --epochs=2", "diverged.*lower the learning rate"),
     ("run", "--optimizers=,", "--optimizers"),
-    ("run", "--optimizers=sgd,sgd", "each name once"),
+    ("run", "--optimizers=sgd,sgd", "'sgd' is named twice"),
+    ("run", "--optimizers=sgd,,sam", "none of them empty"),
 ]
 IMPOSSIBLE_CASES = [(c, options, match) for names, options, match in IMPOSSIBLE for c in names.split()]
 

@@ -187,3 +187,38 @@ def test_a_run_for_the_verdict_says_one_side_only(capsys):
     assert f"at most {float(lane.lambda_min):.4g}" in text
     assert f"at least {float(lane.lambda_max):.4g}" in text
     assert "bounds from one side" in text
+
+
+def test_a_warm_start_finds_what_its_old_vectors_do_not_hold():
+    """The old ends span an invariant space without the new lowest eigenvector: only the random part leads out of it."""
+    size = 40
+    values = torch.linspace(0.1, 1, size, dtype=torch.float64)
+    values[0], values[1], values[-1] = -5.0, -2.0, 9.0
+    risk = AnalyticRisk(lambda x: (values.to(x) * x * x).sum()[None] / 2, torch.zeros(size, dtype=torch.float64))
+    old = tuple(torch.eye(size, dtype=torch.float64)[[1, -1]])
+    options = SpectrumOptions(**BARE, num_probes=0)
+    lane = measure_spectrum(risk, "all", options=options, warm={"all": old}).isel(lane=0)
+    assert float(lane.lambda_min) == pytest.approx(-5.0, rel=1e-9)
+    assert float(lane.lambda_min_low) <= -5.0
+    assert np.isfinite(lane.lambda_min_low)
+
+
+def test_what_atoms_are_off_by_widens_the_interval_of_the_negative_energy():
+    """Deflated pairs that have not converged shift their eigenvalues by residual^2 / value: the interval says so."""
+    from landscape.spectrum import sampling
+    from landscape.spectrum.lane import find_extremes
+
+    risk = mirrored(VALUES, 1.0)
+    options = SpectrumOptions(**BARE, max_steps=14)
+    extremes = find_extremes(risk, torch.ones(1), options, stream(0, "spectrum/all/extremes"))
+    atoms = sampling.choose_atoms(extremes)
+    chosen = extremes.ritz.residuals <= sampling.DEFLATION_SHARE * np.abs(extremes.ritz.values)
+    expected = (extremes.ritz.residuals[chosen] ** 2 / np.abs(extremes.ritz.values[chosen])).sum()
+    assert atoms.shift == pytest.approx(expected)
+    assert expected > 1e-6
+    with risk.hessian(risk.theta, torch.ones(1, 1)) as product:
+        [density] = sampling.sample_densities(
+            risk.theta, product, [extremes], options, [lambda what: stream(0, f"widening/{what}")]
+        )
+    total = float(np.mean([np.sum(s.weights * np.abs(s.values)) for s in density.samples])) * len(VALUES)
+    assert density.energy.truncation >= atoms.shift / total
