@@ -92,7 +92,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # whichever category this version of torch gives it
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_a_whole_file_of_another_kind_is_called_by_its_name(tmp_path, kind, name):
