@@ -20,6 +20,7 @@ from landscape.optimizers.companions import Companion, accompany
 from landscape.optimizers.engine import NeighbourhoodOptimizer
 from landscape.optimizers.focal import FocalSAM
 from landscape.optimizers.head_tail import SSESAM, ImbSAM
+from landscape.optimizers.intake import numbers_of, require_known_options
 from landscape.optimizers.model_perturbation import ModelPerturbation
 from landscape.optimizers.noise import GNM, LPF
 from landscape.optimizers.normalising import SpectralNorm
@@ -140,7 +141,7 @@ def build_optimizer(
         if option not in options:
             raise unknown_name(f"option of {name}", option, options)
     rule: Rule = OPTIMIZERS[name](**rule_options)
-    counts = None if class_counts is None else torch.as_tensor(class_counts)
+    counts = None if class_counts is None else numbers_of(class_counts, "class_counts")
     task = Task(
         model=model,
         criterion=criterion,
@@ -151,9 +152,13 @@ def build_optimizer(
     for need in ("criterion", "class_counts"):
         if need in rule.needs and getattr(task, need) is None:
             raise LandscapeError(f"{name} needs {need}, got none: build_optimizer('{name}', ..., {need}=...)")
-    return NeighbourhoodOptimizer(
+    optimizer = NeighbourhoodOptimizer(
         params, rule, base=base, base_options=base_options, task=task, bn_statistics=bn_statistics, precision=precision
     )
+    # Besides those of our rules the switch of widespread SAM classes, which makes them ASAM.
+    foreign = {field.name for kind in OPTIMIZERS.values() for field in fields(kind)} | {"adaptive"}
+    require_known_options(rule, optimizer.base, foreign)
+    return optimizer
 
 
 def _head(rule: Rule, model: nn.Module | None) -> nn.Module | None:
@@ -173,7 +178,7 @@ def _tail_classes(rule: Rule, counts: Tensor | None, given: Sequence[int] | None
     if given is not None:
         if len(given) == 0:
             raise LandscapeError(f"{rule.name}: tail_classes is empty: name at least one class, or leave it out")
-        return torch.as_tensor(given)
+        return numbers_of(given, "tail_classes", below=None if counts is None else len(counts)).long()
     if counts is None:
         raise LandscapeError(
             f"{rule.name} needs to know the tail classes, got neither tail_classes nor class_counts: "

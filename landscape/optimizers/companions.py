@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
-from torch import nn
+from torch import Tensor, nn
 
 from landscape.optimizers.terms import Rule
 
 Batches = Callable[[], Iterable[Any]]
+
+# Networks whose method was asked what it does outside the steps, while they live.
+_ACCOMPANIED: WeakSet[nn.Module] = WeakSet()
 
 
 class Companion(Protocol):
@@ -102,4 +107,19 @@ def accompany(rule: Rule, model: nn.Module) -> Companion:
     """
     make = getattr(rule, "companion", None)
     companion: Companion = Bystander(model) if make is None else make(model)
+    _ACCOMPANIED.add(model)
     return companion
+
+
+def warn_if_alone(rule: Rule, params: Sequence[Tensor]) -> None:
+    """Warn where a rule that acts outside its steps is about to make them without :func:`accompany`."""
+    if not hasattr(rule, "companion"):
+        return
+    own = {id(p) for p in params}
+    if not any(id(p) in own for model in _ACCOMPANIED for p in model.parameters()):
+        warnings.warn(
+            f"{rule.name}: its steps alone are plain descent, and the network has no companion: companion = accompany(rule, model) "
+            "before the optimizer is built, then companion.learning_rate and end_epoch in every epoch, and companion.export for "
+            "the network to evaluate (landscape.optimizers.accompany)",
+            stacklevel=4,
+        )

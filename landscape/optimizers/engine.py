@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,16 @@ from torch import Tensor
 
 from landscape.errors import LandscapeError
 from landscape.memory import keep_freed_memory
+from landscape.optimizers.companions import warn_if_alone
 from landscape.optimizers.gradients import Gradient
+from landscape.optimizers.intake import (
+    as_closures,
+    as_labels,
+    build_base,
+    require_groups,
+    require_reached,
+    require_task,
+)
 from landscape.optimizers.passes import Passes
 from landscape.optimizers.precision import Arithmetic, Precision
 from landscape.optimizers.terms import Batch, Closure, Moment, Rule, Task
@@ -89,25 +98,17 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             raise LandscapeError(f"bn_statistics must be every-pass or first-pass, got {bn_statistics!r}")
         if bn_statistics == "first-pass" and (task is None or task.model is None):
             raise LandscapeError("bn_statistics='first-pass' needs the model, got none: pass model=... as well")
-        if issubclass(base, torch.optim.LBFGS):
-            raise LandscapeError(
-                "base: expected an optimizer that steps on a gradient, got LBFGS, which evaluates closures itself"
-            )
+        task = task or Task()
+        require_task(task)
         super().__init__(params, {})
-        own: set[str] = {field.name for field in fields(rule)} if is_dataclass(rule) else set()
-        for group in self.param_groups:
-            for option in own & set(group):
-                raise LandscapeError(
-                    f"param_groups: '{option}' is an option of {rule.name} and holds for all parameters, got one for a group "
-                    f"({group[option]!r}): pass {option}= to build_optimizer, or build an optimizer for each group"
-                )
-        self.base = base(self.param_groups, **(base_options or {}))
+        require_groups(rule, self.param_groups)
+        self.base = build_base(base, self.param_groups, base_options or {})
         self.base.register_load_state_dict_post_hook(self._share)
         self._share()
         self.rule = rule
         if self.base.param_groups[0]["params"][0].device.type == "cpu":
             keep_freed_memory()
-        self.task = self._on_device(task or Task())
+        self.task = self._on_device(task)
         self.bn_statistics = bn_statistics
         self.arithmetic = Arithmetic(precision, self.base.param_groups[0]["params"][0].device.type)
         self.processes = Processes()
@@ -177,10 +178,15 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             If labels are missing, or the closure does not return (B,) losses with a graph. Weights, ``.grad`` and, with
             ``"first-pass"``, buffers are restored whatever the closure raises.
         """
-        self._check(closure, labels)
-        assert closure is not None
-        closures = [closure] if callable(closure) else list(closure)
-        ascents = None if ascent is None else [ascent] if callable(ascent) else list(ascent)
+        closures = as_closures(self.rule, closure)
+        ascents = None if ascent is None else as_closures(self.rule, ascent)
+        counts = self.task.class_counts
+        labels = as_labels(self.rule, labels, None if counts is None else len(counts))
+        if self.num_epochs is None and "num_epochs" in self.rule.needs:
+            raise LandscapeError(
+                f"{self.rule.name} changes during training, but the epoch is not known: "
+                "call start_epoch(epoch, num_epochs) before the first step of every epoch"
+            )
         if not closures or (ascents is not None and len(ascents) != len(closures)):
             raise LandscapeError(
                 f"{self.rule.name}: step needs as many closures of the ascent as of the descent, and at least one, got "
@@ -188,6 +194,8 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             )
         is_local = first_row is not None and self.processes.size > 1 and self.perturbation_scope == "local"
         params = [p for group in self.base.param_groups for p in group["params"] if p.requires_grad]
+        if self.num_forwards == 0:
+            warn_if_alone(self.rule, params)
         keeps_buffers = self.bn_statistics == "first-pass" and self.task.model is not None
         passes = Passes(
             params,
@@ -201,7 +209,7 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             passes,
             closures,
             closures if is_local and ascents is None else ascents,
-            labels=None if labels is None else labels.long(),
+            labels=labels,
             names=self._names_of(params) if "names" in self.rule.needs else (),
             task=self.task,
             moment=Moment(self.epoch, self.num_epochs, self.generator),
@@ -218,31 +226,13 @@ class NeighbourhoodOptimizer(torch.optim.Optimizer):
             self.num_forwards += passes.num_forwards
             self.num_backwards += passes.num_backwards
             self._copies = batch.copies
+        require_reached(self.rule, gradient)
         self.memory = batch.memory
         if batch.shift is not None:
             with torch.no_grad():
                 torch._foreach_add_(params, list(batch.shift))
         self._base_step(params, gradient)
         return passes.first_loss
-
-    def _check(self, closure: Closure | Sequence[Closure] | None, labels: Tensor | None) -> None:
-        if closure is None:
-            raise LandscapeError(
-                f"{self.rule.name}: step needs a closure that returns per-example losses, got none: step(closure, labels), without "
-                "backward, first_step or GradScaler.step (build_optimizer(..., precision='float16') scales by itself)"
-            )
-        if labels is None and "labels" in self.rule.needs:
-            raise LandscapeError(f"{self.rule.name} needs the labels of the batch, got none: step(closure, labels=y)")
-        if labels is not None and (labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool):
-            raise LandscapeError(
-                f"labels must be class indices of shape (B,), got {labels.dtype} of shape {tuple(labels.shape)}: "
-                "for mixed examples pass the labels of the dominant images"
-            )
-        if self.num_epochs is None and "num_epochs" in self.rule.needs:
-            raise LandscapeError(
-                f"{self.rule.name} changes during training, but the epoch is not known: "
-                "call start_epoch(epoch, num_epochs) before the first step of every epoch"
-            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as for any torch optimizer."""

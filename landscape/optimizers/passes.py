@@ -107,8 +107,7 @@ class Passes:
         with torch.enable_grad():
             objective = losses.mean() if weights is None else (weights * losses).mean()
             objective = self._arithmetic.scaled(objective)
-        gradient = torch.autograd.grad(objective, self.params, retain_graph=retain_graph, allow_unused=True)
-        return self._arithmetic.unscaled(list(gradient))
+        return self._arithmetic.unscaled(_differentiated(objective, self.params, retain_graph=retain_graph))
 
     def gradients(
         self,
@@ -166,3 +165,15 @@ def _check(losses: Tensor) -> None:
             "the closure must return losses with a graph, got a tensor that needs no gradient: "
             "do not detach it, call backward in it or run it under no_grad"
         )
+
+
+def _differentiated(objective: Tensor, params: Sequence[Tensor], *, retain_graph: bool) -> list[Tensor | None]:
+    """Return the gradient; LandscapeError where the graph is gone because the closure differentiated already."""
+    try:
+        return list(torch.autograd.grad(objective, params, retain_graph=retain_graph, allow_unused=True))
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise LandscapeError(
+            "the graph of the closure's losses is gone: return them without calling backward, which the optimizer does itself"
+        ) from error

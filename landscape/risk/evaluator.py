@@ -22,11 +22,11 @@ from landscape.losses import cross_entropy
 from landscape.memory import available_memory, keep_freed_memory
 from landscape.risk.arithmetic import plain_checkpointing, precise_arithmetic, random_states_kept
 from landscape.risk.batchnorm import calibration_batches, recalibrate
+from landscape.risk.copies import copied
 from landscape.risk.examples import as_model_inputs
 from landscape.risk.folding import Pair, find_pairs, fold
 from landscape.risk.fusion import fused
 from landscape.risk.inputs import Inputs, call_with, logits_in, num_rows, rows_of
-from landscape.risk.intake import copied
 from landscape.risk.likelihoods import losses_of
 from landscape.risk.model import ModelRisk
 from landscape.risk.replay import Replayed

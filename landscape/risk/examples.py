@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler, SubsetRandomSampler
 
-from landscape.errors import LandscapeError
+from landscape.data import DiskImages
+from landscape.errors import LandscapeError, foreign_errors_explained
 from landscape.risk.inputs import Inputs, Stored, as_inputs, held, joined, num_rows, rows_of, shape_of, taken
 
 Transform = Callable[[Any, torch.dtype], Any]
+
+# How deep a loader may be wrapped.
+MOST_WRAPPED = 3
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,27 @@ def as_model_inputs(stored: Inputs, transform: Transform | None, dtype: torch.dt
 
 def warn_of_drawn_examples(loader: Any) -> None:
     """Warn where a loader's sampler draws examples, so that the class counts are not those of the data set."""
-    sampler = getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    plain = (SequentialSampler, RandomSampler)
-    draws = isinstance(sampler, (Sampler, Iterable)) and not isinstance(sampler, plain) and hasattr(loader, "dataset")
+    for _ in range(MOST_WRAPPED):  # prefetchers and the like
+        if not hasattr(loader, "sampler") and hasattr(loader, "loader"):
+            loader = loader.loader
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return
+    plain = (SequentialSampler, RandomSampler, SubsetRandomSampler)
+    draws = isinstance(sampler, (Sampler, Iterable)) and not isinstance(sampler, plain)
     draws |= isinstance(sampler, RandomSampler) and sampler.replacement
-    draws |= batch_sampler is not None and not isinstance(batch_sampler, BatchSampler)
-    if draws or getattr(loader, "drop_last", False):
-        why = f"its sampler {type(sampler).__name__} draws them" if draws else "drop_last leaves some out"
+    who = sampler
+    if batch_sampler is not None and not isinstance(batch_sampler, BatchSampler):
+        draws, who = True, batch_sampler
+    size = getattr(loader, "batch_size", None) or 1
+    drops = bool(getattr(loader, "drop_last", False)) and len(dataset) % size > 0
+    if draws or drops:
+        why = f"its sampler {type(who).__name__} draws them" if draws else "drop_last leaves some out"
         warnings.warn(
             f"the class counts are those of the examples that the loader gave, {why}: pass train_counts= for losses that "
             "count, and a loader in file order for the data under study",
-            stacklevel=4,
+            stacklevel=6,
         )
 
 
@@ -149,9 +162,10 @@ def read_examples(data: Any) -> tuple[Stored, Tensor]:
         labels = _labels(data.labels)
     elif isinstance(data, Mapping) or _is_pair(data):
         inputs, labels = _pair(data)
-    elif isinstance(data, Iterable):
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         warn_of_drawn_examples(data)
-        batches = [_pair(batch) for batch in data]
+        with foreign_errors_explained("the batches cannot be read"):
+            batches = [_pair(batch) for batch in data]
         if not batches:
             raise LandscapeError("the data are empty: expected at least one batch (inputs, labels)")
         inputs = joined([batch[0] for batch in batches])
@@ -159,27 +173,30 @@ def read_examples(data: Any) -> tuple[Stored, Tensor]:
     else:
         raise LandscapeError(
             f"expected data as (inputs, labels) tensors, a data split or an iterable of batches, got {type(data).__name__}"
+            + (": wrap it in torch.utils.data.DataLoader(data, batch_size=...)" if hasattr(data, "__getitem__") else "")
         )
     if labels.dim() == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         labels = labels[:, 0]
-    if labels.dim() != 1 or len(labels) != num_rows(inputs) or labels.is_floating_point():
+    is_whole = not (labels.is_floating_point() or labels.is_complex())
+    if labels.dim() != 1 or not _has_rows(inputs) or len(labels) != num_rows(inputs) or not is_whole:
         raise LandscapeError(
             f"expected integer labels (N,) beside inputs (N, ...), got labels {tuple(labels.shape)} {labels.dtype} "
-            f"and inputs {shape_of(inputs)}"
+            f"and inputs {shape_of(inputs)}" + ("; of one-hot labels take argmax(1)" if labels.dim() == 2 else "")
         )
     if len(labels) == 0:
         raise LandscapeError("the data are empty: expected at least one example")
     return inputs, labels.long().cpu()
 
 
+def _has_rows(inputs: Stored) -> bool:
+    return isinstance(inputs, (dict, DiskImages)) or inputs.dim() > 0
+
+
 def _is_pair(data: Any) -> bool:
-    """Whether the data are (inputs, labels) rather than a list of two batches."""
-    return (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and isinstance(data[0], (Tensor, np.ndarray, Mapping))
-        and (isinstance(data[1], (Tensor, np.ndarray)) or _is_list_of_labels(data[1]))
-    )
+    """Whether the data are (inputs, labels) rather than a list of two batches, which are pairs or mappings themselves."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    return isinstance(data[1], (Tensor, np.ndarray)) or _is_list_of_labels(data[1])
 
 
 def _is_list_of_labels(data: Any) -> bool:
@@ -189,7 +206,15 @@ def _is_list_of_labels(data: Any) -> bool:
 def _pair(batch: Any) -> tuple[Stored, Tensor]:
     """Return inputs and labels of (inputs, labels), or of a mapping that holds its labels."""
     if not isinstance(batch, Mapping):
-        return as_inputs(batch[0]), _labels(batch[1])
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise LandscapeError(f"expected batches (inputs, labels), got {_described(batch)}")
+        inputs, labels = as_inputs(batch[0]), _labels(batch[1])
+        if labels.dim() == 0:
+            raise LandscapeError(
+                "expected batches (inputs (B, ...), labels (B,)), got single examples: gather them with "
+                "torch.utils.data.DataLoader(data, batch_size=...)"
+            )
+        return inputs, labels
     key = next((key for key in ("labels", "label") if key in batch), None)
     if key is None:
         raise LandscapeError(
@@ -199,9 +224,14 @@ def _pair(batch: Any) -> tuple[Stored, Tensor]:
     return as_inputs({name: entry for name, entry in batch.items() if name != key}), _labels(batch[key])
 
 
+def _described(batch: Any) -> str:
+    size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    return f"{type(batch).__name__}{size}"
+
+
 def _labels(given: Any) -> Tensor:
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(given[0]).__name__ if isinstance(given, (list, tuple)) and given else type(given).__name__
         raise LandscapeError(

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from landscape.data import DiskImages
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, cause
 
 Inputs = Tensor | dict[str, Tensor]
 Stored = Inputs | DiskImages  # from which inputs are read
@@ -24,20 +25,37 @@ def as_inputs(value: Any) -> Stored:
     if isinstance(value, DiskImages):
         return value
     if not isinstance(value, Mapping):
-        return torch.as_tensor(value)
-    tensors: dict[str, Tensor] = {}
-    for name, entry in value.items():
-        try:
-            tensors[str(name)] = torch.as_tensor(entry)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise LandscapeError(
-                f"input '{name}': expected a tensor (N, ...), got {type(entry).__name__}; pad the examples to one shape"
-            ) from error
+        return _as_tensor(value, "inputs")
+    tensors = {str(name): _as_tensor(entry, f"input '{name}'") for name, entry in value.items()}
     if not tensors:
         raise LandscapeError("the inputs are an empty mapping: expected at least one tensor (N, ...)")
     if len({t.shape[:1] for t in tensors.values()}) > 1 or any(t.dim() == 0 for t in tensors.values()):
         raise LandscapeError(f"inputs: expected the same number of examples in every entry, got {shape_of(tensors)}")
     return tensors
+
+
+def _as_tensor(value: Any, what: str) -> Tensor:
+    """Return a dense tensor (N, ...) without a graph."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(entry, Tensor) for entry in value):
+        shapes = sorted({tuple(entry.shape) for entry in value})
+        if len(shapes) > 1:
+            raise LandscapeError(
+                f"{what}: expected examples of one shape, got {shapes[0]} and {shapes[-1]}; pad the examples to one shape"
+            )
+        value = torch.stack(list(value))
+    try:
+        if isinstance(value, (list, tuple)) and all(isinstance(entry, np.ndarray) for entry in value):
+            value = np.asarray(value)
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LandscapeError(
+            f"{what}: expected a tensor (N, ...), got {type(value).__name__} ({cause(error)}); pad the examples to one shape"
+        ) from error
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.is_quantized:
+        raise LandscapeError(
+            f"{what}: expected a dense tensor (N, ...) with values, got one that is sparse, nested, quantised or meta"
+        )
+    return tensor
 
 
 def rows_of(inputs: Stored, rows: slice | Tensor) -> Inputs:
@@ -71,11 +89,22 @@ def held(inputs: Stored, device: torch.device) -> Stored:
 
 
 def joined(batches: Sequence[Stored]) -> Inputs:
-    """Return the batches' rows one after the other."""
+    """Return the batches' rows one after the other; LandscapeError where their examples differ in shape or names."""
     first = batches[0]
+    for number, batch in enumerate(batches[1:], start=2):
+        if _example_of(batch) != _example_of(first):
+            raise LandscapeError(
+                f"batch {number} holds inputs {shape_of(batch)}, the first {shape_of(first)}: expected examples of one shape; pad "
+                "all batches to one length (the loader's collate function)"
+            )
     if not isinstance(first, dict):
         return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
     return {name: torch.cat([batch[name] for batch in batches if isinstance(batch, dict)]) for name in first}
+
+
+def _example_of(inputs: Stored) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one example by name."""
+    return {name: tuple(t.shape[1:]) for name, t in (inputs.items() if isinstance(inputs, dict) else [("", inputs)])}
 
 
 def shape_of(inputs: Stored) -> str:

@@ -3,71 +3,76 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, foreign_errors_explained
 from landscape.losses import build_loss
 from landscape.risk.arithmetic import plain_checkpointing
 from landscape.risk.batchnorm import describe
+from landscape.risk.copies import cast, private_copy, weights_elsewhere
 from landscape.risk.examples import Transform, as_model_inputs
 from landscape.risk.inputs import Inputs, call_with, choose_output, logits_in, num_rows, rows_of, shape_of
 
 if TYPE_CHECKING:
     from landscape.risk.model import ModelRisk
 
-# How deep in containers a module's activations are looked for.
-MOST_NESTED = 4
+logger = logging.getLogger(__name__)
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def private_copy(model: nn.Module) -> nn.Module:
-    """Return a frozen copy in evaluation mode, with compiled and data-parallel wrappers taken off."""
-    inner: Any = model
-    while True:
-        if hasattr(inner, "_orig_mod"):  # torch.compile: no double backward through it
-            inner = inner._orig_mod
-        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = inner.module
-        else:
-            break
-    return copied(inner).eval()
+@contextmanager
+def intake_explained() -> Iterator[None]:
+    """Give the border of intake: whatever a caller's model, loss or data raise is one line."""
+    with foreign_errors_explained("the model, its loss or the data cannot be studied"):
+        yield
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy; tensors that hooks left in it (older weight and spectral norms) are copied without their graphs."""
-    memo: dict[int, Any] = {}
-    for layer in model.modules():
-        for name, value in vars(layer).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                _remember(value, memo)
-    try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
-        first_line = str(error).splitlines()[0]
-        raise LandscapeError(
-            f"the model cannot be copied ({first_line}): take what holds no weights (hooks, locks, graphs, scripted parts) off "
-            "it before it is studied"
-        ) from error
+def require_counts(**given: Any) -> None:
+    """Raise LandscapeError unless options are whole numbers, at least 1 (0 for a budget), or None."""
+    for name, value in given.items():
+        least = 0 if name == "memory_budget" else 1
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not is_whole or value < least):
+            raise LandscapeError(f"{name}: expected a whole number, at least {least}, got {value!r}")
 
 
-def _remember(value: Any, memo: dict[int, Any], depth: int = 0) -> None:
-    """Enter how to copy what a module keeps: tensors without their graphs; what cannot be copied (a lock) stays shared."""
-    if isinstance(value, Tensor):
-        if not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
-    elif isinstance(value, (dict, list, tuple, set)) and depth < MOST_NESTED:
-        for entry in list(value.values() if isinstance(value, dict) else value):
-            _remember(entry, memo, depth + 1)
-    elif not isinstance(value, (nn.Module, str, bytes, int, float, bool, type(None))) and not callable(value):
-        try:
-            copy.deepcopy(value, dict(memo))
-        except Exception:  # whatever it is, it is no weight
-            memo[id(value)] = value
+def prepared(model: nn.Module, dtype: torch.dtype | str | None, device: torch.device | str | None) -> nn.Module:
+    """Return a frozen copy in evaluation mode, in the precision and on the device of the study.
+
+    Raises
+    ------
+    LandscapeError
+        If it is no module, holds weights that are no finite real numbers, or cannot be copied.
+    """
+    own = private_copy(model)
+    elsewhere = weights_elsewhere(own)
+    if elsewhere:
+        logger.warning(
+            "the model keeps trainable weights that are none of its parameters (%s): they are held fixed; register them "
+            "(nn.ModuleList, nn.ParameterList) if they belong to it",
+            ", ".join(elsewhere),
+        )
+    first = next(own.parameters(), None)
+    cast(
+        own,
+        study_dtype(own, dtype),
+        torch.device(device) if device is not None else first.device if first is not None else None,
+    )
+    require_finite(own)
+    return own
+
+
+def place_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Return the precision and the device of a prepared model."""
+    first = next(model.parameters())
+    return first.dtype, first.device
 
 
 def require_finite(model: nn.Module) -> None:
@@ -81,11 +86,13 @@ def require_finite(model: nn.Module) -> None:
             )
 
 
-def study_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
+def study_dtype(model: nn.Module, dtype: torch.dtype | str | None) -> torch.dtype:
     """Return the precision to compute in, by default the model's own; LandscapeError if it would hide the curvature."""
     first = next(model.parameters(), None)
     if first is None:
         raise LandscapeError("the model has no parameters: there is no weight space to study")
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
     dtype = dtype if dtype is not None else first.dtype
     if dtype not in (torch.float32, torch.float64):
         raise LandscapeError(
@@ -123,21 +130,27 @@ def count_outputs(
 ) -> tuple[int, int | str | None]:
     """Return the number of logits of stored inputs, and which entry of the output they are; LandscapeError if the model does
     not take the inputs or return logits."""
-    inputs = as_model_inputs(stored, transform, dtype)
-    try:
-        with plain_checkpointing():
-            output = call_with(model, inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first_line = str(error).splitlines()[0]
-        raise LandscapeError(
-            f"the model does not accept inputs of shape {shape_of(rows_of(inputs, slice(0, 1)))}: {first_line}"
-        ) from error
+    with foreign_errors_explained(f"the transform fails on stored inputs {shape_of(rows_of(stored, slice(0, 1)))}"):
+        inputs = as_model_inputs(stored, transform, dtype)
+    shape = shape_of(rows_of(inputs, slice(0, 1)))
+    with foreign_errors_explained(f"the model does not accept inputs of shape {shape}"), plain_checkpointing():
+        output = call_with(model, inputs)
     num_classes = classes if isinstance(classes, int) else len(classes)
     which = choose_output(output, num_classes, num_rows(inputs))
     logits = logits_in(output, which)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = str((1, *logits.shape[1:])) if isinstance(logits, Tensor) else type(logits).__name__
         raise LandscapeError(f"expected logits (batch, classes) from the model, got {got}")
+    if not logits.is_floating_point():
+        raise LandscapeError(f"expected logits in floating point numbers from the model, got {logits.dtype}")
+    if (
+        logits.shape[1] > 1
+        and bool((logits >= 0).all())
+        and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-4)
+    ):
+        logger.warning(
+            "the model's outputs look like probabilities, and are taken for logits: leave out its last softmax"
+        )
     return logits.shape[1], which
 
 
@@ -149,6 +162,10 @@ def resolve_loss(
         name = loss
         loss = build_loss(loss, class_counts)
     else:
+        if not callable(loss):
+            raise LandscapeError(
+                f"loss: expected a name or a callable (logits, labels) -> (B,), got {type(loss).__name__}"
+            )
         name = str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).eval().to(device=device)

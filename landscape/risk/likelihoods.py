@@ -78,9 +78,11 @@ def losses_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: 
     else:
         with PreciseLikelihoods():
             losses = loss(logits, labels)
-    if losses.shape != logits.shape[:1]:
+    if not isinstance(losses, Tensor) or losses.shape != logits.shape[:1] or not losses.is_floating_point():
+        got = str(tuple(losses.shape)) if isinstance(losses, Tensor) else type(losses).__name__
+        if isinstance(losses, Tensor) and not losses.is_floating_point():
+            got += f" {losses.dtype}"
         raise LandscapeError(
-            f"loss '{name}': expected one value per example {tuple(logits.shape[:1])}, got {tuple(losses.shape)}; "
-            "use reduction='none'"
+            f"loss '{name}': expected one value per example {tuple(logits.shape[:1])}, got {got}; use reduction='none'"
         )
     return losses

@@ -21,6 +21,7 @@ from landscape.risk.batchnorm import (
     require_batch,
     require_layers,
 )
+from landscape.risk.copies import cast, copied
 from landscape.risk.custom import require_first_derivatives, require_second_derivatives
 from landscape.risk.differentiability import require_twice_differentiable, second_derivative_explained
 from landscape.risk.evaluation import class_means, lane_means, require_one_pass
@@ -29,15 +30,15 @@ from landscape.risk.gauss_newton import curvature_parts, gauss_newton_products
 from landscape.risk.inputs import Inputs, Stored, as_inputs, moved, num_entries, num_rows, rows_of
 from landscape.risk.intake import (
     PerExampleLoss,
-    copied,
     count_outputs,
     first_attributes,
+    intake_explained,
     loss_in,
     names_of,
-    private_copy,
-    require_finite,
+    place_of,
+    prepared,
+    require_counts,
     resolve_loss,
-    study_dtype,
 )
 from landscape.risk.lanes import require_members
 from landscape.risk.likelihoods import losses_of
@@ -55,7 +56,7 @@ from landscape.risk.passes import (
 from landscape.risk.products import Chunk, ChunkedHessian, lane_bytes
 from landscape.risk.proof import prove_deterministic
 from landscape.risk.protocol import HessianProduct
-from landscape.risk.reach import require_whole, unreached
+from landscape.risk.reach import examined
 from landscape.risk.strategies import Strategy
 
 
@@ -116,6 +117,7 @@ class ModelRisk:
     [1.0986, 1.0986, 1.0986]
     """
 
+    @intake_explained()
     @differentiation()
     def __init__(
         self,
@@ -125,7 +127,7 @@ class ModelRisk:
         loss: str | PerExampleLoss = "ce",
         params: str = "all",
         transform: Transform | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         class_names: Sequence[str] | None = None,
         train_counts: Sequence[int] | None = None,
@@ -137,11 +139,9 @@ class ModelRisk:
         batchnorm: BatchNormPolicy = "frozen",
         attributes: Mapping[str, object] | None = None,
     ) -> None:
-        own = private_copy(model)
-        self.dtype, own_device = study_dtype(own, dtype), next(own.parameters()).device
-        self.device = torch.device(device) if device is not None else own_device
-        self._model = own.to(device=self.device, dtype=self.dtype)
-        require_finite(self._model)
+        require_counts(chunk_size=chunk_size, memory_budget=memory_budget, draws_per_example=draws_per_example)
+        self._model = prepared(model, dtype, device)
+        self.dtype, self.device = place_of(self._model)
         inputs, labels = read_examples(data)
         first_two = moved(rows_of(inputs, slice(0, 2)), self.device)  # two, for a layer that wants more than one
         with random_states_kept(self.device):
@@ -160,9 +160,8 @@ class ModelRisk:
         if batchnorm == "batch":
             require_batch(self.class_names, len(labels), len(labels))
         self._use(Network.of(self._model, params, uses_batch_statistics=batchnorm == "batch", output=self._output))
-        self._chunk_size = chunk_size
-        self._memory_budget = memory_budget
-        self._cut: tuple[str, ...] = ()  # tensors that derivatives do not see
+        self._chunk_size, self._memory_budget = chunk_size, memory_budget
+        self._flaw = ""  # why its derivatives are not to be believed
         self._known: dict[str, object] = {}  # measured sizes and times of products
         self._calibration = self._examples.inputs if calibration is None else moved(as_inputs(calibration), self.device)
         with random_states_kept(self.device):
@@ -173,7 +172,7 @@ class ModelRisk:
         with random_states_kept(self.device):
             prove_deterministic(self)
             require_first_derivatives(self)
-            self._cut, unused = unreached(self)
+            self._flaw, unused = examined(self)
         self.attributes |= unused
 
     def _use(self, network: Network) -> None:
@@ -250,7 +249,7 @@ class ModelRisk:
         clone = copy.copy(self)
         clone.dtype = dtype
         clone.policy = policy or self.policy
-        clone._model = copied(self._model).to(dtype)
+        clone._model = cast(copied(self._model), dtype)
         clone._examples = examples
         clone.loss = loss_in(dtype, self.loss)
         clone._use(
@@ -326,7 +325,8 @@ class ModelRisk:
         return out.to(self.dtype)
 
     def _require_derivatives(self) -> None:
-        require_whole(self._cut)
+        if self._flaw:
+            raise LandscapeError(self._flaw)
         if self.policy == "recalibrate":
             raise LandscapeError("derivatives need batchnorm 'frozen': recalibrated statistics depend on the weights")
 

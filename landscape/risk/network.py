@@ -18,6 +18,7 @@ from landscape.models import find_head
 from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
 from landscape.risk.batchnorm import batch_normalisations, batch_statistics
 from landscape.risk.differentiability import custom_operations, once_differentiable_operations
+from landscape.risk.embeddings import PlainEmbeddings, has_special_embeddings
 from landscape.risk.filters import filter_dims_of
 from landscape.risk.inputs import Inputs, call_with, logits_in
 
@@ -33,6 +34,7 @@ class Network:
     buffers: dict[str, Tensor]
     batch_layers: tuple[_BatchNorm, ...]  # those that use the statistics of the batch
     has_recurrence: bool
+    has_special_embeddings: bool
     output: int | str | None = None  # which entry of the module's output is the logits
 
     @classmethod
@@ -50,7 +52,8 @@ class Network:
         theta = layout.flatten([t.detach() for t in chosen.values()])
         frozen = {name: t.detach() for name, t in named.items() if name not in chosen}
         layers = tuple(batch_normalisations(module).values()) if uses_batch_statistics else ()
-        return cls(module, layout, theta, frozen, dict(module.named_buffers()), layers, has_recurrence(module), output)
+        special = has_recurrence(module), has_special_embeddings(module)
+        return cls(module, layout, theta, frozen, dict(module.named_buffers()), layers, *special, output)
 
     def parameters_at(self, theta: Tensor) -> dict[str, Tensor]:
         """Return all parameters by name, the chosen ones as views of ``theta`` (n,)."""
@@ -58,13 +61,17 @@ class Network:
 
     def logits(self, theta: Tensor, inputs: Inputs, buffers: dict[str, Tensor] | None = None) -> Tensor:
         """Return the logits (B, C) of inputs (B, ...) at ``theta``, differentiable twice."""
-        tensors = {**(buffers or self.buffers), **self.parameters_at(theta)}
+        return self.logits_with({**(buffers or self.buffers), **self.parameters_at(theta)}, inputs)
+
+    def logits_with(self, tensors: dict[str, Tensor], inputs: Inputs) -> Tensor:
+        """Return the logits (B, C) with tensors by name in the place of the module's."""
 
         def forward(*args: Tensor, **named: Tensor) -> Any:
             return functional_call(self.module, tensors, args, named)
 
         recurrence = plain_recurrence() if self.has_recurrence else nullcontext()
-        with plain_checkpointing(), recurrence, batch_statistics(self.batch_layers):
+        embeddings = PlainEmbeddings() if self.has_special_embeddings else nullcontext()
+        with plain_checkpointing(), recurrence, embeddings, batch_statistics(self.batch_layers):
             return logits_in(call_with(forward, inputs), self.output)
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from landscape.errors import LandscapeError
-from landscape.risk.arithmetic import differentiation, plain_checkpointing, plain_recurrence
-from landscape.risk.inputs import call_with, logits_in
+from landscape.risk.arithmetic import differentiation
+from landscape.risk.custom import pooled
 from landscape.risk.proof import few_of
+from landscape.risk.slopes import listed, wrong_slope
 
 if TYPE_CHECKING:
     from landscape.risk.model import ModelRisk
@@ -22,32 +22,69 @@ logger = logging.getLogger(__name__)
 
 # A tensor that the loss does not reach is moved by this share of its size: a loss that then changes depends on it.
 SHARE = 0.1
+# A loss that changes by more than this many units of rounding has changed.
+CHANGED_EPS = 100.0
 SHOWN = 4
 
 
-def unreached(risk: ModelRisk) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the chosen tensors that a cut graph hides from derivatives, and as attribute those the loss does not depend on.
+def examined(risk: ModelRisk) -> tuple[str, dict[str, str]]:
+    """Return why a risk has no true derivatives, "" if it has, and as attribute the tensors that its loss does not depend on.
 
     A tensor is reached if a gradient of a few examples of each class leads to it. One that is not, but changes the loss
     when it is moved, is cut off: by ``no_grad``, ``detach``, NumPy or a hook. Losses are right all the same.
+
+    Raises
+    ------
+    LandscapeError
+        If the model reads chosen tensors by another way than as its parameters, or the loss depends on none of them.
     """
     few = few_of(risk)
+    few._chunk_size = None
     with differentiation():
+        _require_one_way(few)
         missed = _missed(few)
         cut = [name for name in missed if _changes_the_loss(few, name)]
-    unused = [name for name in missed if name not in cut]
+        unused = [name for name in missed if name not in cut]
+        if len(unused) == len(list(few._model.parameters())):  # of a part that was chosen it may be so
+            raise LandscapeError(
+                f"the loss depends on none of the chosen parameters ({listed(unused)}): the model computes without them, or "
+                "with weights of its own elsewhere"
+            )
+        flaw = _cut_off(cut) if cut else "" if risk._custom else wrong_slope(few)
     if unused:
-        logger.warning("the loss does not depend on %s: no curvature belongs to them", _listed(unused))
-    return tuple(cut), {"unused_parameters": ", ".join(unused)} if unused else {}
+        logger.warning("the loss does not depend on %s: no curvature belongs to them", listed(unused))
+    return flaw, {"unused_parameters": ", ".join(unused)} if unused else {}
 
 
-def require_whole(cut: Sequence[str]) -> None:
-    """Raise LandscapeError if tensors are cut off from the loss."""
-    if cut:
+def _cut_off(cut: Sequence[str]) -> str:
+    return (
+        f"the graph from the loss to {listed(cut)} is cut (torch.no_grad, detach, NumPy or a hook in the model), although "
+        "the loss depends on them: their curvature would be zero without being so. Let gradients through, or choose "
+        "--params (params=) that the graph reaches"
+    )
+
+
+@torch.no_grad()
+def _require_one_way(few: ModelRisk) -> None:
+    """Raise LandscapeError if the loss at given weights depends on the module's own: an attribute, a list, a closure holds them."""
+    held = {name: p for name, p in few._model.named_parameters() if name in few.layout.names}
+    before = few.lane_losses(few.theta, pooled(few))
+
+    def depends_on(names: Sequence[str]) -> bool:
+        kept = {name: held[name].detach().clone() for name in names}
+        try:
+            for name in names:
+                held[name].mul_(1 + SHARE).add_(SHARE * _size(kept[name]))
+            return _differs(few.lane_losses(few.theta, pooled(few)), before, few.dtype)
+        finally:
+            for name in names:
+                held[name].copy_(kept[name])
+
+    if depends_on(list(held)):
+        names = [name for name in held if depends_on([name])] or list(held)
         raise LandscapeError(
-            f"the graph from the loss to {_listed(cut)} is cut (torch.no_grad, detach, NumPy or a hook in the model), although "
-            "the loss depends on them: their curvature would be zero without being so. Let gradients through, or choose "
-            "--params (params=) that the graph reaches"
+            f"the model reads {listed(names)} by another way than as its parameters (an attribute, a list or a closure holds "
+            "them), so it would not see changes of the weights: let its forward pass use the parameters themselves"
         )
 
 
@@ -57,10 +94,7 @@ def _missed(few: ModelRisk) -> list[str]:
     names = list(network.layout.names)
     rows = slice(0, len(few.labels))
     inputs = few._examples.read(rows, few.dtype)
-    tensors = {**network.buffers, **leaves}
-    with plain_checkpointing(), plain_recurrence():
-        output = call_with(lambda *args, **named: functional_call(network.module, tensors, args, named), inputs)
-        losses = few.losses_of(logits_in(output, network.output), rows)
+    losses = few.losses_of(network.logits_with({**network.buffers, **leaves}, inputs), rows)
     if not losses.requires_grad:
         return names
     found = torch.autograd.grad(losses.sum(), [leaves[name] for name in names], allow_unused=True)
@@ -69,19 +103,17 @@ def _missed(few: ModelRisk) -> list[str]:
 
 @torch.no_grad()
 def _changes_the_loss(few: ModelRisk, name: str) -> bool:
-    before = few.lane_losses(few.theta, _pooled(few))
+    before = few.lane_losses(few.theta, pooled(few))
     parts = {key: value.clone() for key, value in few.layout.named(few.theta).items()}
-    size = float(parts[name].double().square().mean().sqrt()) or 1.0
     steps = torch.linspace(-1, 1, parts[name].numel(), dtype=few.dtype, device=few.device).view(parts[name].shape)
-    parts[name] = parts[name] * (1 + SHARE) + SHARE * size * steps
-    moved = few.lane_losses(few.layout.flatten(list(parts.values())), _pooled(few))
-    return bool((moved - before).abs().max() > 1e-9 * before.abs().max())
+    parts[name] = parts[name] * (1 + SHARE) + SHARE * _size(parts[name]) * steps
+    moved = few.lane_losses(few.layout.flatten(list(parts.values())), pooled(few))
+    return _differs(moved, before, few.dtype)
 
 
-def _pooled(few: ModelRisk) -> Tensor:
-    return (few.class_counts / few.class_counts.sum())[None]
+def _size(tensor: Tensor) -> float:
+    return (float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0) or 1.0
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _differs(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    return bool((a - b).abs().max() > CHANGED_EPS * torch.finfo(dtype).eps * b.abs().max())

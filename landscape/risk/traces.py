@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.risk.arithmetic import differentiation
+from landscape.risk.differentiability import second_derivative_explained
 from landscape.risk.kernels import TwiceDifferentiable
 from landscape.risk.strategies import PerExample, gradient_graph
 from landscape.risk.workers import Workers
@@ -65,7 +66,8 @@ def hessian_traces(risk: ModelRisk, classes: Sequence[int]) -> tuple[Tensor, Ten
     if not risk.is_additive or len(risk.class_names) > MOST_CLASSES:
         return None
     if "blocks are zero" not in risk._known:
-        risk._known["blocks are zero"] = _blocks_are_zero(risk)
+        with second_derivative_explained(risk.per_example, risk.theta, len(risk._examples.labels)):
+            risk._known["blocks are zero"] = _blocks_are_zero(risk)
     if not risk._known["blocks are zero"]:
         return None
     offsets = risk._examples.offsets

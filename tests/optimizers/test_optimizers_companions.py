@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from optimizer_cases import criterion, make_batch, make_model, weights
+from optimizer_cases import build, closure_of, criterion, make_batch, make_model, weights
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -285,3 +285,15 @@ def test_layers_that_are_held_fixed_are_not_normalised():
     assert not is_parametrized(model[0])
     assert is_parametrized(model[2], "weight")
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("name", ["swa", "spectral-norm"])
+def test_a_network_without_its_companion_is_said_to_be_trained_by_plain_descent(name):
+    model, (x, y) = make_model(), make_batch()
+    optimizer = build(name, model)
+    with pytest.warns(UserWarning, match=rf"^{name}: its steps alone are plain descent, .*accompany\(rule, model\)"):
+        optimizer.step(closure_of(model, x, y), labels=y)
+    optimizer.step(closure_of(model, x, y), labels=y)  # said once
+    model = make_model()
+    accompany(OPTIMIZERS[name](), model)
+    build(name, model).step(closure_of(model, x, y), labels=y)  # warnings are errors in this suite

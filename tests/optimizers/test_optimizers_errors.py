@@ -134,3 +134,59 @@ def test_asam_takes_names_from_the_model_or_the_parameters():
     model = make_model()
     with pytest.raises(LandscapeError, match="asam needs the names of all parameters"):
         build_optimizer("asam", model.parameters()).step(closure_of(model, x, y))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"base": torch.optim.LBFGS}, "base: expected an optimizer that steps on a gradient, got LBFGS"),
+        ({"base": "adam"}, "base: expected a class of optimizers such as torch.optim.SGD, got 'adam'"),
+        ({"base_options": {"momentun": 0.9}}, "base: SGD does not take these parameters and base_options: .*momentun"),
+        ({"base_options": {"lr": -1.0}}, "base: SGD does not take .*Invalid learning rate"),
+        ({"model": lambda x: x}, "model: expected a torch.nn.Module, got function"),
+        ({"criterion": 3}, r"criterion: expected a callable .* got int"),
+        ({"class_counts": [100, 50, -2, 5]}, r"class_counts: expected whole numbers \(K,\), at least 0"),
+        ({"class_counts": [100, 50.5, 2, 5]}, "class_counts: expected whole numbers"),
+        ({"class_counts": "many"}, "class_counts: expected whole numbers, got 'many'"),
+        ({"tail_classes": [4]}, r"tail_classes: classes run from 0 to 3, got \[4\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_an_optimizer_cannot_be_built_from_is_one_line(settings, words):
+    model = make_model()
+    options = {"model": model, "class_counts": CLASS_COUNTS, "base_options": SGD_OPTIONS, **settings}
+    with pytest.raises(LandscapeError, match=words):
+        build_optimizer("imbsam", model.parameters(), **options)
+
+
+def test_options_of_another_rule_are_not_ignored_in_a_group():
+    model = make_model()
+    groups = [{"params": [model[0].weight], "adaptive": True}, {"params": [model[0].bias]}]
+    with pytest.raises(LandscapeError, match="'adaptive' is no option of imbsam nor of SGD, got one for a group"):
+        build("imbsam", model, params=groups)
+
+
+def test_closures_and_labels_are_what_they_are_taken_for():
+    model, (x, y) = make_model(), make_batch()
+    closure = closure_of(model, x, y)
+    optimizer = build("imbsam", model)
+    with pytest.raises(LandscapeError, match="step needs a closure that returns per-example losses, got Tensor"):
+        optimizer.step(closure().mean(), labels=y)
+    with pytest.raises(LandscapeError, match="got none: step\\(closure, labels\\)"):
+        optimizer.step(labels=y)
+    with pytest.raises(LandscapeError, match="labels run from -1 to 3, class_counts are those of 4 classes"):
+        optimizer.step(closure, labels=torch.where(y == 0, -1, y))
+    optimizer.step(closure, labels=y.tolist())
+    other = make_model(1)
+    with pytest.raises(LandscapeError, match="the losses depend on none of the optimizer's parameters"):
+        optimizer.step(closure_of(other, x, y), labels=y)
+
+    def differentiated():
+        losses = closure()
+        losses.sum().backward()
+        return losses
+
+    with pytest.raises(
+        LandscapeError, match="graph of the closure's losses is gone: return them without calling backward"
+    ):
+        optimizer.step(differentiated, labels=y)

@@ -89,8 +89,9 @@ class Noisy:
 def test_nothing_of_the_callers_changes_when_the_loss_fails(fails_at):
     model = caller_model()
     before = snapshot(model)
-    with pytest.raises(ZeroDivisionError, match=f"call {fails_at}"):
+    with pytest.raises(LandscapeError, match=rf"cannot be studied \(ZeroDivisionError: call {fails_at}\)") as caught:
         ModelRisk(model, digits(), loss=Noisy(fails_at))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert snapshot(model) == before
 
 
