@@ -100,7 +100,7 @@ def test_3_5_statistics_are_identical_before_and_after(policy, monkeypatch):
 
     check()
     # Planted: the caller's own network is walked, and the statistics of the last point stay in it.
-    monkeypatch.setattr("landscape.risk.model.private_copy", lambda given: given.eval())
+    monkeypatch.setattr("landscape.risk.intake.private_copy", lambda given: given.eval())
     monkeypatch.setattr("landscape.risk.model.copied", lambda given: given)
     given = used_model()
     network_risk(given)
