@@ -17,7 +17,7 @@ from landscape.loading import CheckpointSource, held_out_risk, load_checkpoint, 
 from landscape.perturbation import PerturbationOptions
 from landscape.plan import PRESETS, Plan, capped, choose_plan
 from landscape.results import WHOLE_ANALYSIS, Journal, load_results, save_results, validate
-from landscape.risk import AnalyticRisk, ModelRisk
+from landscape.risk import AnalyticRisk, ModelRisk, lanes_of
 from landscape.risk.evaluator import PointEvaluator
 from landscape.spectrum import VERDICTS, SpectrumOptions
 from landscape.training import TrainSpec, train
@@ -376,6 +376,17 @@ def test_the_estimate_counts_the_evaluations_that_are_made(digits, monkeypatch):
         monkeypatch.setattr(owner, name, lambda self, *a, own=own, **k: calls.append(1) or own(self, *a, **k))
     measure_everything(digits, "all", plan=plan)
     assert expected / 2 < len(calls) < 2 * expected
+
+
+def test_the_estimate_counts_every_part_of_a_plan(digits):
+    """Three directions of an escape, of every lane, at every length; and no part is free."""
+    plan, lanes = replace(SMALL, escape_lengths=13), len(lanes_of(digits, None))
+    assert estimate_cost(digits, plan, parts=("escape",)).num_evaluations == 3 * 13 * lanes
+    assert estimate_cost(digits, replace(plan, escape_lengths=0), parts=("escape",)).num_evaluations == 0
+    everything = estimate_cost(digits, plan)
+    parts = [estimate_cost(digits, plan, parts=(name,)) for name in ("spectrum", "perturbation", "surface", "escape")]
+    assert min(part.num_evaluations for part in parts) > 0
+    assert everything.num_evaluations == sum(part.num_evaluations for part in parts)
 
 
 def test_attributes_say_how_everything_was_measured(digits, tmp_path):

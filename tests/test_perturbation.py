@@ -235,6 +235,27 @@ def test_exact_saddle_without_a_gradient_is_left_in_a_random_direction(seed):
     assert 0.9 * 0.25 < best <= 0.25 + 1e-12
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_steps_are_those_of_a_plain_loop(monkeypatch, norm):
+    """The first is as long as the radius, the later ones half as long, each drawn back onto the ball."""
+    rho, centre = 0.7, torch.tensor([0.3, -0.2], dtype=torch.float64)
+    risk = AnalyticRisk(lambda x: x[:1] ** 3 + torch.sin(3 * x[1:2]) + x[:1] * x[1:2], centre)
+    seen, losses = [], AnalyticRisk.losses
+    monkeypatch.setattr(AnalyticRisk, "losses", lambda self, point, *a: seen.append(point) or losses(self, point, *a))
+    worst_case(risk, torch.ones(1, dtype=torch.float64), rho, 4, stream(0, "test/plain"), norm=norm)
+    offset, expected = torch.zeros(2, dtype=torch.float64), [centre]
+    for length in (rho, rho / 2, rho / 2, rho / 2):
+        x, y = centre + offset
+        gradient = torch.stack([3 * x**2 + y, 3 * torch.cos(3 * y) + x])
+        if norm == "l2":
+            offset = offset + length * gradient / gradient.norm()
+            offset = offset * min(1.0, rho / float(offset.norm()))
+        else:
+            offset = (offset + length * gradient.sign()).clamp(-rho, rho)
+        expected.append(centre + offset)
+    torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1e-14, 1.0, 1e14])
 def test_the_steps_do_not_depend_on_the_scale_of_the_loss(scale):
     """A guard against division by zero must not shorten the steps where the loss is nearly flat."""

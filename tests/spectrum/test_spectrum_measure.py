@@ -178,6 +178,15 @@ def test_the_products_reported_are_the_products_made():
     assert int(lane.num_hvps) == int(lane.num_steps_extremes) + 2 + 1 + 2 + 3 * 8
 
 
+def test_the_products_of_many_lanes_and_of_warm_starts_are_counted():
+    counting, ends = Counting(network_risk()), {}
+    cold = measure_spectrum(counting, options=OPTIONS, directions=ends)
+    assert int(cold.num_hvps.sum()) == counting.num_products
+    counting = Counting(network_risk())
+    warm = measure_spectrum(counting, options=OPTIONS, warm=ends)
+    assert int(warm.num_hvps.sum()) == counting.num_products
+
+
 # ---- lanes -------------------------------------------------------------------------------------------------------
 
 
