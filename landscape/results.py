@@ -115,6 +115,7 @@ def validate(group: str, dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
+@functools.cache
 def versions() -> str:
     """Return the versions of what computes the numbers, as one line."""
     found = [f"python {platform.python_version()}"]

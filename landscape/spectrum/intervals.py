@@ -93,7 +93,7 @@ def jacobi_matrix(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
     size = len(nodes)
     basis = np.zeros((size, size))
     alphas, betas = np.zeros(size), np.zeros(max(size - 1, 0))
-    vector = vector / np.linalg.norm(vector)
+    vector = vector / math.sqrt(vector @ vector)
     for step in range(size):
         basis[step] = vector
         product = nodes * vector
@@ -101,16 +101,19 @@ def jacobi_matrix(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
         for _ in range(2):
             product = product - (basis[: step + 1] @ product) @ basis[: step + 1]
         if step + 1 < size:
-            betas[step] = np.linalg.norm(product)
+            betas[step] = math.sqrt(product @ product)
             if betas[step] == 0.0:
                 return alphas[: step + 1], betas[:step]
             vector = product / betas[step]
     return alphas, betas
 
 
-def shortened(probe: SpectralSample, num_steps: int) -> tuple[SpectralSample, SpectralSample]:
-    """Return the Gauss quadrature that the first ``num_steps`` Lanczos steps of a probe gave, and that with a node at 0."""
-    alphas, betas = jacobi_matrix(probe.values, probe.weights)
+def shortened(matrix: tuple[np.ndarray, np.ndarray], num_steps: int) -> tuple[SpectralSample, SpectralSample]:
+    """Return the Gauss quadrature of the first ``num_steps`` steps of a run, and that with a node at 0.
+
+    ``matrix`` is what :func:`jacobi_matrix` returns for the quadrature of all its steps.
+    """
+    alphas, betas = matrix
     num_steps = min(num_steps, len(alphas))
     values, vectors = scipy.linalg.eigh_tridiagonal(alphas[:num_steps], betas[: num_steps - 1])
     gauss = SpectralSample(values, vectors[0] ** 2)
@@ -253,10 +256,10 @@ def _truncation(
     between their nodes, those with a node at zero too little. That of all steps has the smallest tr|H| that the probes
     allow, and their trace is exact, so a ratio below one half is bounded from below, one above it from above.
     """
-    found = []
+    found, matrices = [], [jacobi_matrix(p.values, p.weights) for p in probes]
     for share in (0.0, TRUNCATION_SHARE / 2, TRUNCATION_SHARE):
         steps = [max(1, min(math.ceil((1 - share) * len(p.values)), len(p.values) - 1)) for p in probes]
-        pairs = [shortened(p, k) for p, k in zip(probes, steps)]
+        pairs = [shortened(matrix, k) for matrix, k in zip(matrices, steps)]
         found += [_energy(atoms, [pair[side] for pair in pairs], num_left, known)[0] for side in (0, 1)]
     moved = float(np.abs(np.array(found) - ratio).max())
     is_bound = all((p.values == 0).any() for p in probes)

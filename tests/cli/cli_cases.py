@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from pipeline_cases import groups_in
 
 from landscape.cli.main import main
 from landscape.models import build_model
-from landscape.results import load_results
 
 # The cheapest analysis that still has a class, a group and more than one example in each.
 FEW = ("--lanes", "0,tail", "--max-per-class", "2")
@@ -115,7 +115,7 @@ def write_foreign(path: Path, model: str = "resnet20", *, num_classes: int = 10)
 
 def results_of(path: Path) -> dict[str, xr.Dataset]:
     """Return the groups of a results file without what depends on the clock."""
-    groups = {str(name): node.to_dataset() for name, node in load_results(path).children.items()}
+    groups = groups_in(path)
     for dataset in groups.values():
         dataset.attrs.pop("analysis_seconds", None)
     return groups

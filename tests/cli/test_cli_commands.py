@@ -226,7 +226,8 @@ def test_figures_writes_results_summary_pictures_and_report(checkpoint, tmp_path
     assert {name for name in pictures if name.endswith(".png")} == {
         name.replace(".pdf", ".png") for name in pictures if name.endswith(".pdf")
     }
-    assert {"spectrum.png", "contours.png", "lines.png", "verdicts.png", "eigen-plane.png"} <= pictures
+    assert {"accuracy.png", "spectrum.png", "fluctuation.png", "contours.png", "lines.png", "verdicts.png"} <= pictures
+    assert "eigen-plane.png" in pictures
     assert all((tmp_path / "figures" / name).stat().st_size > 1000 for name in pictures)
     page = (tmp_path / "report.html").read_text()
     assert "--max-per-class 2" in page

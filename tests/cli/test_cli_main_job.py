@@ -55,7 +55,7 @@ def test_the_main_job_repeated_computes_nothing_anew(main_job, undrawn, unchange
 def test_compare_draws_two_folders_on_shared_axes(main_job, tmp_path, unchanged):
     for name in ("sgd", "sam"):  # a part of the results: drawing takes long, and the main job draws all of them
         groups = results_of(main_job / name / "results.nc")
-        drawn = {group: groups[group] for group in ("accuracy", "spectrum", "surface")}
+        drawn = {group: groups[group] for group in ("accuracy", "spectrum")}
         unchanged(save_results(drawn, tmp_path / name / "results.nc").parent)
     out = tmp_path / "both"
     rows = json.loads(succeeds("compare", tmp_path / "sgd", tmp_path / "sam", "--out", out, "--json"))
@@ -64,7 +64,7 @@ def test_compare_draws_two_folders_on_shared_axes(main_job, tmp_path, unchanged)
     ]
     assert {path.name for path in out.iterdir()} == {"figures", "summary.csv", "report.html"}
     pictures = {path.name for path in (out / "figures").iterdir()}
-    assert {"compare-spectrum.png", "compare-spectrum.pdf", "compare-contours.png"} <= pictures
+    assert {"compare-spectrum.png", "compare-spectrum.pdf", "compare-verdicts.png"} <= pictures
 
 
 def test_compare_takes_the_folder_of_a_main_job(main_job, tmp_path, undrawn):
