@@ -1,5 +1,7 @@
-"""Two things for every test: one CPU thread (each worker has its core), and GPU tests only where there is a GPU."""
+"""Things for every test: one CPU thread (each worker has its core), GPU tests only where there is a GPU, and few
+collections of garbage, which among the many objects of the libraries take a tenth of the time."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -8,6 +10,14 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, and for subprocesses
 sys.path.insert(0, str(Path(__file__).parent))  # synthetic_results
+
+
+gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

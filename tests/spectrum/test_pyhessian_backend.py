@@ -201,7 +201,7 @@ def test_settings_are_checked(bad):
 def test_a_dataset_of_lanes():
     risk = network_risk()
     dataset = measure_spectrum_with_pyhessian(
-        risk, "classes,tail", settings=PyHessianSettings(num_steps=8, num_probes=2)
+        risk, "classes,tail", settings=PyHessianSettings(num_steps=8, num_probes=2, max_iterations=10)
     )
     assert dict(dataset.sizes) == {"lane": 5, "probe": 2, "step": 8}
     assert dataset.attrs["backend"] == "pyhessian"

@@ -134,12 +134,17 @@ def test_the_smoothing_averages_runs_and_leaves_missing_nodes_out():
         released_density(np.full((1, 2), np.nan), np.ones((1, 2)))
 
 
-@pytest.mark.parametrize("backend", ["matplotlib", "plotly"])
-def test_the_figure_names_both_eigenvalues_and_why_there_is_no_verdict(convex, backend):
+@pytest.fixture(scope="module")
+def both(convex):
     loaded, source = convex
     theirs = released.measure_released(loaded, source, [8, 9], settings=SHORT)
     ours = measure_spectrum_with_pyhessian(risk_of(loaded, source), [8, 9], settings=SHORT)
-    ours = ours.assign(verdict=ours["verdict"].copy(data=["slope", "saddle"]))
+    return theirs, ours.assign(verdict=ours["verdict"].copy(data=["slope", "saddle"]))
+
+
+@pytest.mark.parametrize("backend", ["matplotlib", "plotly"])
+def test_the_figure_names_both_eigenvalues_and_why_there_is_no_verdict(both, backend):
+    theirs, ours = both
     figure = plot_released_protocol(theirs, ours, backend=backend)
     if backend == "matplotlib":
         texts = [text.get_text() for axes in figure.axes for text in axes.texts]
