@@ -224,9 +224,13 @@ def load_results(path: str | Path) -> xr.DataTree:
         raise LandscapeError(f"no results file at {path}: expected a .nc file written by landscape")
     with one_line(f"{path} is not a results file of landscape, or is damaged"):
         hdf5.require_readable(path, "groups")
-        # Foreign HDF5 files have dimensions without names: naming them avoids a warning before they are refused.
-        with xr.open_datatree(path, engine="h5netcdf", phony_dims="access") as tree:
-            return tree.load()
+        return _read(path)
+
+
+def _read(path: Path) -> xr.DataTree:
+    # Foreign HDF5 files have dimensions without names: naming them avoids a warning before they are refused.
+    with xr.open_datatree(path, engine="h5netcdf", phony_dims="access") as tree:
+        return tree.load()
 
 
 class Journal:

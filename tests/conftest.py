@@ -2,6 +2,7 @@
 collections of garbage, which among the many objects of the libraries take a tenth of the time."""
 
 import gc
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,26 @@ sys.path.insert(0, str(Path(__file__).parent))  # synthetic_results
 
 
 gc.set_threshold(100_000, 20, 100)
+
+
+@pytest.fixture(autouse=True)
+def _results_read_once(request, monkeypatch):
+    """Read results of the same bytes once, where tests are about something else: the library takes most of their time."""
+    module = sys.modules.get("landscape.results")
+    if module is None or "results" in request.path.name or "exchange" in request.path.name:
+        return
+    read = module._read
+
+    def cached(path):
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        if digest not in _READ:
+            _READ[digest] = read(path)
+        return _READ[digest].copy(deep=True)
+
+    monkeypatch.setattr(module, "_read", cached)
+
+
+_READ: dict = {}
 
 
 def pytest_collection_finish():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from landscape import pipeline
 from landscape.flatness import FlatnessOptions
 from landscape.perturbation import PerturbationOptions
@@ -39,13 +37,6 @@ def names(folder):
 
 
 def groups_in(path):
-    """Return copies of the groups of a results file, which is read once as long as it does not change."""
-    state = path.stat()
-    return {name: dataset.copy(deep=True) for name, dataset in _read(path, state.st_mtime_ns, state.st_ino).items()}
-
-
-@cache
-def _read(path, *_):
     return {str(name): node.to_dataset() for name, node in load_results(path).children.items()}
 
 
