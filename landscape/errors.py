@@ -11,6 +11,29 @@ class LandscapeError(ValueError):
     """Bad input from the user; the command line prints its text on one line and exits with code 2."""
 
 
+# No count that anybody means is larger; one that is, such as 1e20, would run for ever or overflow.
+MOST = 10_000_000
+LARGEST_SEED = 2**63 - 1
+
+
+def require_whole(name: str, value: object, least: int, most: int = MOST) -> None:
+    """Raise LandscapeError unless a value is a whole number within bounds.
+
+    Examples
+    --------
+    >>> require_whole("num_probes", 4, 0)
+    >>> require_whole("num_probes", 2.5, 0)
+    Traceback (most recent call last):
+    landscape.errors.LandscapeError: num_probes: expected a whole number, at least 0, got 2.5
+    """
+    # numpy's integers are none of Python's
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not is_whole or value < least:  # type: ignore[operator]
+        raise LandscapeError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+    if value > most:  # type: ignore[operator]
+        raise LandscapeError(f"{name}: expected a whole number, at most {most:,}, got {value:,}")
+
+
 def cause(error: BaseException) -> str:
     """Return the first line of a foreign exception, with its type where the text alone says little.
 

@@ -16,7 +16,7 @@ from landscape.checkpoint import Checkpoint, load_weights, read_checkpoint
 from landscape.data import Dataset, Split, load_dataset
 from landscape.data.augmentation import TRANSFORMS, find_transform, frozen_draws
 from landscape.data.decoding import draw_crops
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError, require_whole, unknown_name
 from landscape.files import one_line
 from landscape.losses import LOSSES, build_loss
 from landscape.models import build_model, infer_architecture
@@ -128,16 +128,14 @@ class CheckpointSource:
             raise unknown_name("augment", self.augment, get_args(AugmentChoice))
         if self.calibration not in CALIBRATIONS:
             raise unknown_name("calibration", self.calibration, CALIBRATIONS)
-        if self.calibration_examples < 2:
-            raise LandscapeError(f"--calibration: expected at least 2 images, got {self.calibration_examples}")
-        if self.augment_draws < 1:
-            raise LandscapeError(f"--augment-draws: expected at least 1, got {self.augment_draws}")
+        require_whole("--calibration", self.calibration_examples, 2)
+        require_whole("--augment-draws", self.augment_draws, 1)
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("dtype", self.dtype, ("float32", "float64"))
         if self.weights not in (None, "raw", "ema"):
             raise unknown_name("weights", str(self.weights), ("raw", "ema"))
-        if self.max_per_class is not None and self.max_per_class < 1:
-            raise LandscapeError(f"--max-per-class: expected at least 1, got {self.max_per_class}")
+        if self.max_per_class is not None:
+            require_whole("--max-per-class", self.max_per_class, 1)
         if self.loss != "own" and self.loss not in LOSSES:
             raise unknown_name("loss", self.loss, [*LOSSES, "own"])
 

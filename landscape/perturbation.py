@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.directions import Normalization, OneDimensional, gaussian, gradient_ascent, random_tree, sign_ascent
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError, require_whole, unknown_name
 from landscape.randomness import stream
 from landscape.results import Journal, keep_block, savable, validate, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
@@ -56,7 +56,9 @@ class PerturbationOptions:
     ascent_steps: int = 5
 
     def __post_init__(self) -> None:
-        if self.num_draws < 4 or self.num_draws % 2:
+        require_whole("num_draws", self.num_draws, 4)  # two antithetic pairs
+        require_whole("ascent_steps", self.ascent_steps, 1)
+        if self.num_draws % 2:
             raise LandscapeError(
                 f"num_draws: expected an even number of at least 4 (antithetic pairs), got {self.num_draws}"
             )
@@ -68,8 +70,6 @@ class PerturbationOptions:
                 raise LandscapeError(f"{name}: expected numbers up to {FARTHEST:g}, got {max(values):g}")
         if not self.radii:
             raise LandscapeError("radii: expected at least one relative radius")
-        if self.ascent_steps < 1:
-            raise LandscapeError(f"ascent_steps: expected at least 1, got {self.ascent_steps}")
 
 
 def random_direction(

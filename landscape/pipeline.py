@@ -17,7 +17,7 @@ import xarray as xr
 
 from landscape.diagnosis import measure_accuracy, measure_everything, summarise
 from landscape.drawing import Drawing
-from landscape.errors import LandscapeError
+from landscape.errors import LARGEST_SEED, LandscapeError, require_whole
 from landscape.estimation import estimate_cost
 from landscape.files import writing_atomically
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, held_out_risk, load_checkpoint, risk_of
@@ -63,8 +63,9 @@ class AnalysisSpec:
     def __post_init__(self) -> None:
         choose_plan(self.preset)
         require_group_average(self.group_average)
-        if self.max_per_class is not None and self.max_per_class < 1:
-            raise LandscapeError(f"--max-per-class: expected at least 1, got {self.max_per_class}")
+        if self.max_per_class is not None:
+            require_whole("--max-per-class", self.max_per_class, 1)
+        require_whole("seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def test_calibration_uses_training_images_whatever_the_split(ours):
     [
         ({"split": "valid"}, "unknown split 'valid'.*known: test, train"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
-        ({"max_per_class": 0}, "--max-per-class: expected at least 1, got 0"),
+        ({"max_per_class": 0}, "--max-per-class: expected a whole number, at least 1, got 0"),
         ({"loss": "focl"}, "unknown loss 'focl': did you mean 'focal'"),
         ({"dataset": "digit-lt"}, "unknown data set 'digit-lt': did you mean 'digits-lt'"),
         ({"model": "resnet20"}, "does not fit the model"),

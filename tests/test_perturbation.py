@@ -398,7 +398,7 @@ def test_progress_reaches_its_total():
         ({"sigmas": (math.inf,)}, "sigmas: expected positive numbers"),
         ({"radii": (0.1, 0.1)}, r"radii: expected positive numbers, each once, got \(0.1, 0.1\)"),
         ({"rhos": (0.0,)}, r"rhos: expected positive numbers, each once, got \(0.0,\)"),
-        ({"ascent_steps": 0}, "ascent_steps: expected at least 1, got 0"),
+        ({"ascent_steps": 0}, "ascent_steps: expected a whole number, at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused(given, message):

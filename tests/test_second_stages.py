@@ -320,7 +320,7 @@ def test_bad_options_are_found_before_anything_is_trained(tmp_path, options, mes
     assert not (tmp_path / "run").exists()
     with pytest.raises(LandscapeError, match="unknown second stage 'ctr': did you mean 'crt'"):
         split_stages(replace(tiny("crt"), second_stage="ctr"))
-    with pytest.raises(LandscapeError, match="epochs to be a whole number >= 1, got 0"):
+    with pytest.raises(LandscapeError, match="epochs: expected a whole number, at least 1, got 0"):
         TrainSpec(epochs=0)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscape.errors import LandscapeError, unknown_name
+from landscape.cli import checks
+from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
     from landscape.loading import CheckpointSource
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 DATA = "Data"
 MODEL = "Model and training"
 ANALYSIS = "Analysis"
-DEVICES = ("auto", "cpu", "cuda")
 # Whose options --KIND-option sets: the field that names the owner.
 OWNERS = {
     "model": "model",
@@ -42,19 +42,6 @@ Checkpoint = Annotated[
 def option(flag: str, text: str, panel: str | None = None, check: Callable[[Any], Any] | None = None) -> Any:
     """Return an option with its help, the panel it stands in, and what checks it."""
     return typer.Option(flag, help=text, rich_help_panel=panel, callback=check)
-
-
-def _known_device(name: str) -> str:
-    """Return the name of a device that exists somewhere; whether it exists here is found out when it is used."""
-    if name.partition(":")[0] not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
-    return name
-
-
-def _finite_ratio(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise LandscapeError(f"--imbalance-ratio: expected a finite number, at least 1, got {value}")
-    return value
 
 
 def data_options(
@@ -86,7 +73,7 @@ def data_options(
     ] = False,
     imbalance_ratio: Annotated[
         float | None,
-        option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, _finite_ratio),
+        option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, checks.finite_ratio),
     ] = None,
     group_rule: Annotated[str | None, option("--group-rule", "Rule for head, medium and tail.", DATA)] = None,
     mean: Annotated[str | None, option("--mean", "Input mean per channel, such as 0.49,0.48,0.45.", DATA)] = None,
@@ -98,7 +85,7 @@ def data_options(
         ),
     ] = None,
     head: Annotated[str | None, option("--head", "linear or cosine.", MODEL)] = None,
-    device: Annotated[str, option("--device", "auto, cpu or cuda.", check=_known_device)] = "auto",
+    device: Annotated[str, option("--device", "auto, cpu or cuda.", check=checks.known_device)] = "auto",
     as_json: Annotated[bool, option("--json", "Print machine-readable output.")] = False,
 ) -> None:
     """Options of every command that reads data."""
@@ -127,7 +114,7 @@ def training_options(
     bn_statistics: Annotated[str | None, option("--bn-statistics", "every-pass or first-pass.", MODEL)] = None,
     epochs: Annotated[int | None, option("--epochs", "By default the data set's recipe.", MODEL)] = None,
     batch_size: Annotated[int | None, option("--batch-size", "Examples per step.", MODEL)] = None,
-    lr: Annotated[float | None, option("--lr", "Initial learning rate.", MODEL)] = None,
+    lr: Annotated[float | None, option("--lr", "Initial learning rate.", MODEL, checks.positive_rate)] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", "L2 weight decay.", MODEL)] = None,
     schedule: Annotated[
         str | None, option("--schedule", "ldam, multistep, ccsam, steps, cosine, constant and more.", MODEL)
@@ -169,7 +156,9 @@ def training_options(
     precision: Annotated[str | None, option("--precision", "float32, bfloat16 or float16 (mixed).", MODEL)] = None,
     compile: Annotated[bool, option("--compile", "Compile the network.", MODEL)] = False,
     accumulate: Annotated[int | None, option("--accumulate", "Pieces a batch is cut into.", MODEL)] = None,
-    seed: Annotated[int | None, option("--seed", "Root of every random stream: 0, or the recipe's.")] = None,
+    seed: Annotated[
+        int | None, option("--seed", "Root of every random stream: 0, or the recipe's.", check=checks.seed)
+    ] = None,
     dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
     """Options of the commands that train."""
@@ -225,7 +214,7 @@ def weights_options(
         ),
     ] = "all",
     dtype: Annotated[str, option("--dtype", "float32 or float64.", ANALYSIS)] = "float32",
-    seed: Annotated[int, option("--seed", "Root of every random stream.")] = 0,
+    seed: Annotated[int, option("--seed", "Root of every random stream.", check=checks.seed)] = 0,
     dry_run: Annotated[bool, option("--dry-run", "Print the estimated time and memory, and stop.")] = False,
 ) -> None:
     """Options of the analyses of one checkpoint."""

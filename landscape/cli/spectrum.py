@@ -15,7 +15,7 @@ from landscape.cli.app import app
 from landscape.cli.measuring import measure_groups
 from landscape.cli.spectrum_tables import print_groups, show_groups
 from landscape.cli.terminal import note, say
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError, require_whole, unknown_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,8 +158,8 @@ def _require_sense(checkpoints: Sequence[Path], out: Path, given: dict[str, Any]
         raise LandscapeError(
             f"expected one kind of measurement, got {', and '.join(wanted)}: run the command once for each"
         )
-    if given["matched"] is not None and given["matched"] < 1:
-        raise LandscapeError(f"--matched: expected at least 1 draw, got {given['matched']}")
+    if given["matched"] is not None:
+        require_whole("--matched", given["matched"], 1)
     if out.suffix in PICTURES:
         raise LandscapeError(f"--out {out}: figures get that ending; choose a name such as {out.with_suffix('.nc')}")
     if chosen.get("until") == "verdict":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landscape.cli import checks
 from landscape.cli import options as opt
 from landscape.cli.app import app, command_line, writing_to
 from landscape.cli.terminal import (
@@ -132,13 +133,14 @@ def train(
         ),
     ] = None,
     snapshot_every: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--snapshot-every",
             "--save-every",
-            help="Keep OUT/epoch-0010.safetensors and so on: epoch 1, every N, the last; 0 for none.",
+            help="Keep OUT/epoch-0010.safetensors and so on: epoch 1, every N, the last.",
+            callback=checks.at_least_one("--snapshot-every"),
         ),
-    ] = 0,
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     *,
     given: dict[str, Any],
@@ -152,7 +154,7 @@ def train(
     from landscape.training import train as train_model
 
     own = {"optimizer": optimizer, "optimizer_option": optimizer_option}
-    spec = opt.train_spec(given | own, snapshot_every=snapshot_every)
+    spec = opt.train_spec(given | own, snapshot_every=snapshot_every or 0)
     if given["dry_run"]:
         show_estimate(
             {f"training with {spec.optimizer}": estimate_training(spec, device=given["device"])},

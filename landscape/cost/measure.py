@@ -16,7 +16,7 @@ from torch import Tensor
 
 from landscape.cost.memory import peak_bytes
 from landscape.data import Dataset
-from landscape.errors import LandscapeError
+from landscape.errors import require_whole
 from landscape.optimizers import OPTIMIZERS
 from landscape.randomness import numpy_stream
 from landscape.threads import suitable_threads
@@ -49,11 +49,7 @@ class CostOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("num_rounds", 6), ("num_steps", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise LandscapeError(
-                    f"--{name.removeprefix('num_')}: expected a whole number >= {least}, got {value!r}"
-                )
+            require_whole(f"--{name.removeprefix('num_')}", getattr(self, name), least)
 
 
 @dataclass(frozen=True)

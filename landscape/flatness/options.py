@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError, require_whole, unknown_name
 
 Placement = Literal["sphere", "ball"]
 
@@ -77,11 +77,9 @@ class FlatnessOptions:
             if not 0 < value < math.inf:
                 raise LandscapeError(f"{name}: expected a positive number, got {value}")
         for name, least in _COUNTS.items():
-            value = getattr(self, name)
-            if value < least:
-                raise LandscapeError(f"{name}: expected at least {least}, got {value}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise LandscapeError(f"batch_size: expected at least 1 example, got {self.batch_size}")
+            require_whole(name, getattr(self, name), least)
+        if self.batch_size is not None:
+            require_whole("batch_size", self.batch_size, 1)
         if self.placement not in get_args(Placement):
             raise unknown_name("placement", self.placement, get_args(Placement))
         if len(set(self.measures)) < len(self.measures):

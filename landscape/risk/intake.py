@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from landscape.errors import LandscapeError, foreign_errors_explained
+from landscape.errors import MOST, LandscapeError, foreign_errors_explained, require_whole
 from landscape.losses import build_loss
 from landscape.risk.arithmetic import plain_checkpointing
 from landscape.risk.batchnorm import describe
@@ -37,10 +38,9 @@ def intake_explained() -> Iterator[None]:
 def require_counts(**given: Any) -> None:
     """Raise LandscapeError unless options are whole numbers, at least 1 (0 for a budget), or None."""
     for name, value in given.items():
-        least = 0 if name == "memory_budget" else 1
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not is_whole or value < least):
-            raise LandscapeError(f"{name}: expected a whole number, at least {least}, got {value!r}")
+        is_budget = name == "memory_budget"
+        if value is not None:
+            require_whole(name, value, 0 if is_budget else 1, sys.maxsize if is_budget else MOST)
 
 
 def prepared(model: nn.Module, dtype: torch.dtype | str | None, device: torch.device | str | None) -> nn.Module:

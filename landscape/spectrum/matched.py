@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, require_whole
 from landscape.randomness import stream
 from landscape.ratios import curvature_ratio
 from landscape.results import Journal, keep_block, savable, versions
@@ -88,8 +88,7 @@ def measure_matched(
         raise LandscapeError(
             "a comparison at matched size draws examples: expected a network's risk, got a loss without examples"
         )
-    if num_draws < 1:
-        raise LandscapeError(f"num_draws: expected at least 1, got {num_draws}")
+    require_whole("num_draws", num_draws, 1)
     present = [name for name, count in zip(risk.class_names, risk.class_counts.tolist()) if count]
     chosen = lanes_of(risk, present if lanes is None else lanes, group_average=group_average)
     matched_size = _matched_size(risk, chosen, size)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LandscapeError, require_whole, unknown_name
 
 Until = Literal["converged", "verdict"]
 Certify = Literal["float64", "lowest", "own"]
@@ -90,12 +90,18 @@ class SpectrumOptions:
     num_bootstrap: int = 2000
 
     def __post_init__(self) -> None:
-        if self.num_probes < 0:
-            raise LandscapeError(f"num_probes: expected at least 0, got {self.num_probes}")
-        if self.num_steps < 2 or self.max_steps < 2:
-            raise LandscapeError(
-                f"num_steps and max_steps: expected at least 2, got {self.num_steps} and {self.max_steps}"
-            )
+        counts = {
+            "num_probes": 0,
+            "num_steps": 2,
+            "max_steps": 2,
+            "num_extremes": 1,
+            "num_traces": 0,
+            "num_bootstrap": 0,
+        }
+        for name, least in counts.items():
+            require_whole(name, getattr(self, name), least)
+        if self.budget is not None:
+            require_whole("budget", self.budget, 1)
         if not 0 < self.threshold < 1:
             raise LandscapeError(f"threshold: expected a fraction of lambda_max between 0 and 1, got {self.threshold}")
         if not 0 < self.failure_probability < 1:
@@ -126,10 +132,6 @@ class SpectrumOptions:
         if self.num_traces and not self.num_probes:
             raise LandscapeError(
                 f"num_traces: expected 0 without density probes, got {self.num_traces}; take num_probes=1"
-            )
-        if self.num_traces < 0 or self.num_bootstrap < 0:
-            raise LandscapeError(
-                f"num_traces and num_bootstrap: expected at least 0, got {self.num_traces} and {self.num_bootstrap}"
             )
         if self.basis_vectors is not None and self.basis_vectors < 4 * self.num_extremes + 12:
             raise LandscapeError(

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, require_whole
 from landscape.risk import ClassRisk, Lanes
 from landscape.risk.points import example_dimension
 from landscape.surface.axes import Axes, random_axes
@@ -49,8 +49,7 @@ def choose_axes(
     """
     num = 1 if kind == "line" else 2
     if directions is None:
-        if num_pairs < 1:
-            raise LandscapeError(f"num_pairs: expected at least 1, got {num_pairs}")
+        require_whole("num_pairs", num_pairs, 1)
         return [random_axes(risk, num=num, seed=seed, pair=pair, **how) for pair in range(num_pairs)]
     chosen = _as_axes(risk, directions, kind, num)
     for axes in chosen:

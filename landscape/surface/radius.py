@@ -12,7 +12,7 @@ import xarray as xr
 from scipy.stats import binom
 from torch import Tensor
 
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, require_whole
 from landscape.perturbation import lane_means
 from landscape.results import Journal, keep_block, savable, versions
 from landscape.risk import ClassRisk, GroupAverage, LaneChoice, Lanes, lanes_of
@@ -61,8 +61,7 @@ class RadiusOptions:
     def __post_init__(self) -> None:
         require_deltas(self.deltas)
         require_scan(self.start, self.limit, self.growth, self.tolerance)
-        if self.num_directions < 1:
-            raise LandscapeError(f"num_directions: expected at least 1, got {self.num_directions}")
+        require_whole("num_directions", self.num_directions, 1)
         if self.logits not in ("raw", "normalised"):
             raise LandscapeError(f"logits: expected 'raw' or 'normalised', got {self.logits!r}")
 

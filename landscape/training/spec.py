@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from landscape.data import DATASETS, SAMPLERS, TRANSFORMS, Dataset, build_sampler, load_dataset
-from landscape.errors import LandscapeError, unknown_name
+from landscape.errors import LARGEST_SEED, MOST, LandscapeError, require_whole, unknown_name
 from landscape.losses import LOSSES, build_loss, class_balanced_weights, wants_cosines
 from landscape.models import check_model
 from landscape.optimizers import OPTIMIZERS, build_optimizer
@@ -238,9 +238,7 @@ class TrainSpec:
             "accumulate": 1,
         }
         for name, least in whole.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise LandscapeError(f"expected {name} to be a whole number >= {least}, got {value!r}")
+            require_whole(name, getattr(self, name), least, LARGEST_SEED if name == "seed" else MOST)
         for name in ("reinitialise_head", "scale_head", "test_time_flip", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 raise LandscapeError(f"expected {name} to be true or false, got {getattr(self, name)!r}")

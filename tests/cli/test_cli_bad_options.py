@@ -112,7 +112,7 @@ IMPOSSIBLE = [
     ("train run", "--loss=focal --loss-option=gamma=much", "gamma.*much"),
     ("train run", "--loss=focal --loss-option=gamma=true", "gamma.*True"),
     ("train run", "--loss=focal --loss-option=weights_inside=yes", "weights_inside must be true or false, got 'yes'"),
-    ("train", "--snapshot-every=-1", "snapshot_every.*-1"),
+    ("train", "--snapshot-every=-1", "--snapshot-every: .*got -1"),
     ("train", "--optimizer=sam --optimizer-option=rho=-1", "rho.*-1"),
     ("train", "--optimizer=sam --optimizer-option=rho=nan", "rho.*nan"),
     ("train", "--optimizer=sam --optimizer-option=rho=much", "rho.*much"),

@@ -127,5 +127,5 @@ def test_bad_requests_are_refused(risk):
         measure_matched(quadratic([torch.eye(2, dtype=torch.float64)]))
     with pytest.raises(LandscapeError, match=r"expected 1 to 2, the examples of the smallest class \('3'\), got 3"):
         measure_matched(risk, size=3)
-    with pytest.raises(LandscapeError, match="num_draws: expected at least 1, got 0"):
+    with pytest.raises(LandscapeError, match="num_draws: expected a whole number, at least 1, got 0"):
         measure_matched(risk, num_draws=0)

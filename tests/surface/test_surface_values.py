@@ -117,7 +117,7 @@ def test_own_loss_beside_cross_entropy():
         ({"x": "-1:1:5"}, "x: expected .* got '-1:1:5'"),
         ({"x": [[0.0, 1.0]]}, "x: expected"),
         ({"kind": "plane", "y": [0.0, math.inf]}, "y: expected at least two finite, increasing"),
-        ({"num_pairs": 0}, "num_pairs: expected at least 1, got 0"),
+        ({"num_pairs": 0}, "num_pairs: expected a whole number, at least 1, got 0"),
         ({"directions": [E1, E2]}, r"a line needs 1 direction\(s\), got 2"),
         ({"kind": "plane", "directions": [E1]}, r"a plane needs 2 direction\(s\), got 1"),
         ({"directions": [torch.ones(3)]}, r"expected directions of shape \(2,\), got \(3,\)"),
