@@ -10,11 +10,14 @@ import stat
 import zipfile
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from landscape.errors import LandscapeError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Arrays of real measurements and images shrink by a factor of ten at most; deflate reaches 1,000 on zeros.
 MAX_UNPACKING = 100
@@ -169,6 +172,35 @@ def read_npz(path: Path, keys: Container[str] | None = None) -> dict[str, np.nda
         total = sum(entry.file_size for entry in wanted.values())
         require_unpackable(total, path.stat().st_size, str(path))
         return {name: _read_array(archive, entry) for name, entry in wanted.items()}
+
+
+def inert(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with a named index whose texts no spreadsheet takes for formulas.
+
+    An apostrophe stands before what begins like one (a class called ``=cmd|...``): OWASP, *CSV Injection*.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"lane": ["=1+1", "-0.5", "cat"], "loss": [-1.0, 0.0, 1.0]}).set_index("lane")
+    >>> inert(table).index.tolist()
+    ["'=1+1", '-0.5', 'cat']
+    """
+    flat = table.reset_index()
+    for name in flat.columns:
+        if flat[name].dtype.kind not in "biuf":
+            flat[name] = [_inert(cell) if isinstance(cell, str) else cell for cell in flat[name]]
+    return flat.set_index(list(table.index.names))
+
+
+def _inert(text: str) -> str:
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:

@@ -71,7 +71,7 @@ class CheckpointSource:
         Needed (model and dataset) for a file of others; for one of ours they override the record.
     weights
         ``raw`` or ``ema`` where the file holds both, as in :func:`landscape.checkpoint.read_checkpoint`.
-    cache_dir, download
+    cache_dir, download, allow_outside
         As in :func:`landscape.data.load_dataset`; they are not recorded.
     split, max_per_class
         ``train`` or ``test``; the first N examples of each class in file order.
@@ -109,6 +109,7 @@ class CheckpointSource:
     weights: Weights | None = None
     cache_dir: str | Path | None = None
     download: bool = False
+    allow_outside: bool = False
     split: SplitName = "train"
     max_per_class: int | None = None
     loss: str = "own"
@@ -130,6 +131,8 @@ class CheckpointSource:
             raise unknown_name("calibration", self.calibration, CALIBRATIONS)
         require_whole("--calibration", self.calibration_examples, 2)
         require_whole("--augment-draws", self.augment_draws, 1)
+        for name in ("dtype", "device"):  # torch's own objects, by their names
+            object.__setattr__(self, name, str(getattr(self, name)).removeprefix("torch."))
         if self.dtype not in ("float32", "float64"):
             raise unknown_name("dtype", self.dtype, ("float32", "float64"))
         if self.weights not in (None, "raw", "ema"):
@@ -199,7 +202,9 @@ def _load_data(source: CheckpointSource, spec: dict[str, Any]) -> Dataset:
         place = recipe.get(key)
         if place is not None and getattr(source, key) is None and not Path(place).exists():
             raise LandscapeError(f"the data of {source.path} are no longer at {place}: name their place with {option}")
-    return load_dataset(**recipe, cache_dir=source.cache_dir, download=source.download)
+    return load_dataset(
+        **recipe, cache_dir=source.cache_dir, download=source.download, allow_outside=source.allow_outside
+    )
 
 
 def _recorded_recipe(source: CheckpointSource, spec: dict[str, Any]) -> dict[str, Any]:

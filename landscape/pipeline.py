@@ -19,7 +19,7 @@ from landscape.diagnosis import measure_accuracy, measure_everything, summarise
 from landscape.drawing import Drawing
 from landscape.errors import LARGEST_SEED, LandscapeError, require_whole
 from landscape.estimation import estimate_cost
-from landscape.files import writing_atomically
+from landscape.files import inert, writing_atomically
 from landscape.loading import CheckpointSource, LoadedCheckpoint, SplitName, held_out_risk, load_checkpoint, risk_of
 from landscape.plan import Plan, capped, choose_plan
 from landscape.report import write_report
@@ -197,7 +197,7 @@ def write_summary(groups: Mapping[str, xr.Dataset], out: str | Path) -> pd.DataF
     """Write ``out/summary.csv``, one row per lane; return it."""
     table = summarise(groups)
     with writing_atomically(Path(out) / SUMMARY) as temporary:
-        table.to_csv(temporary)
+        inert(table).to_csv(temporary)
     return table
 
 
@@ -369,7 +369,7 @@ def combine(
     out = Path(out)
     table = pd.concat({name: summarise(groups) for name, groups in results.items()}, names=["model"])
     with writing_atomically(out / SUMMARY) as temporary:
-        table.to_csv(temporary)
+        inert(table).to_csv(temporary)
     if len(files) > 1:
         drawing.start(out / FIGURES, files)
     report(out, results, **context)

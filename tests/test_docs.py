@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 import landscape
 import landscape.surface
 from landscape.cli import options as opt
-from landscape.cli.main import app
+from landscape.cli.entry import app
 from landscape.data import DATASETS, GROUP_RULES, SAMPLERS, TRANSFORMS
 from landscape.figures import CATALOGUE
 from landscape.losses import CLASS_WEIGHTS, LOSSES, PUBLISHED_LOSSES
@@ -339,5 +339,5 @@ def test_a_notebook_runs(path, tmp_path):
 
 def test_importing_the_package_and_asking_for_help_load_no_torch():
     """As the reference says."""
-    code = "import sys, landscape, landscape.cli.main; sys.exit('torch' in sys.modules)"
+    code = "import sys, landscape, landscape.cli.entry; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

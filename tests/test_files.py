@@ -10,11 +10,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import landscape
 from landscape.errors import LandscapeError
 from landscape.files import (
+    inert,
     kind_of,
     one_line,
     parse_json,
@@ -185,3 +187,17 @@ def test_nothing_in_the_package_writes_a_file_in_place():
         if in_place.search(line) and "temporary" not in line and "part.open" not in line
     ]
     assert found == []
+
+
+def test_no_text_of_a_table_is_a_formula():
+    texts = ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "\t=1", "-2+3", "-2.5", "cat", "+inf"]
+    index = pd.MultiIndex.from_product([["=m"], texts], names=["model", "lane"])
+    table = pd.DataFrame({"loss": np.arange(8.0) - 4, "verdict": texts, "n": range(8)}, index=index)
+    found = inert(table)
+    expected = [*(f"'{text}" for text in texts[:5]), *texts[5:]]
+    assert found.index.names == ["model", "lane"]
+    assert found.index.get_level_values("lane").tolist() == found["verdict"].tolist() == expected
+    assert set(found.index.get_level_values("model")) == {"'=m"}
+    pd.testing.assert_frame_equal(
+        found[["loss", "n"]].reset_index(drop=True), table[["loss", "n"]].reset_index(drop=True)
+    )

@@ -84,7 +84,7 @@ def test_overrides(ours):
     data = digits()
     test = load_risk(ours, split="test")
     torch.testing.assert_close(test.losses(test.theta), class_losses(data.test), rtol=1e-5, atol=1e-7)
-    few = load_risk(ours, max_per_class=7, dtype="float64", params="head")
+    few = load_risk(ours, max_per_class=7, dtype=torch.float64, device=torch.device("cpu"), params="head")
     assert few.class_counts.tolist() == [min(7, n) for n in data.train_counts]
     assert few.theta.dtype == torch.float64
     assert few.layout.names == ("linear.weight", "linear.bias")

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from landscape.cli import options as opt
-from landscape.cli.main import app
+from landscape.cli.entry import app
 from landscape.errors import LandscapeError
 from landscape.recipes import RECIPES, recipe_changes, recipe_spec
 from landscape.training.second_stages import split_stages

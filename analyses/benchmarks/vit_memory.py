@@ -103,7 +103,7 @@ def write_problem(folder: Path, name: str) -> Path:
 
 def take_spectrum(name: str, device: str) -> float:
     """Run the command; return its seconds."""
-    from landscape.cli.main import app
+    from landscape.cli.entry import app
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_problem(Path(folder), name)

@@ -32,10 +32,10 @@ AREAS = {
 PATIENCE = 400.0  # seconds after which the tests of a change count as hanging, hence as failed
 
 
-def drawn(count: int, seed: int) -> list[tuple[str, Path, Site]]:
+def drawn(count: int, seed: int, root: Path = ROOT) -> list[tuple[str, Path, Site]]:
     """Return changes, spread over the areas by their numbers of lines, over operators, constants and indices evenly."""
     chance = random.Random(seed)
-    files = {area: sorted(ROOT.glob(pattern)) for area, (pattern, _) in AREAS.items()}
+    files = {area: sorted(root.glob(pattern)) for area, (pattern, _) in AREAS.items()}
     lines = {area: sum(len(path.read_text().splitlines()) for path in paths) for area, paths in files.items()}
     chosen: list[tuple[str, Path, Site]] = []
     for area, paths in files.items():
@@ -43,7 +43,7 @@ def drawn(count: int, seed: int) -> list[tuple[str, Path, Site]]:
         by_kind: dict[str, list[tuple[str, Path, Site]]] = {}
         for path in paths:
             for site in sites_in(path.read_text()):
-                by_kind.setdefault(site.kind, []).append((area, path.relative_to(ROOT), site))
+                by_kind.setdefault(site.kind, []).append((area, path.relative_to(root), site))
         kinds = sorted(by_kind)
         for kind in kinds:
             chance.shuffle(by_kind[kind])
@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, help="Begin at this one.")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, given.out.open("w", newline="") as file:
@@ -94,8 +95,9 @@ def main() -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["file", "line", "kind", "change", "source", "caught_by", "seconds"])
         num_caught = 0
-        for number, (area, path, site) in enumerate(drawn(given.count, given.seed), 1):
-            text = (ROOT / path).read_text()
+        changes = list(enumerate(drawn(given.count, given.seed, copy), 1))[given.first - 1 :]
+        for number, (area, path, site) in changes:
+            text = (copy / path).read_text()
             (copy / path).write_text(site.planted(text))
             start = time.monotonic()
             module = ".".join(path.with_suffix("").parts)
@@ -107,7 +109,7 @@ def main() -> None:
             rows.writerow([path, site.line, site.kind, f"{site.old} -> {site.new}", source, caught, seconds])
             file.flush()
             print(f"{number}: {path}:{site.line} {site.old} -> {site.new}: {caught or 'SURVIVED'}", flush=True)
-        print(f"{num_caught} of {given.count} caught")
+        print(f"{num_caught} of {len(changes)} caught")
 
 
 if __name__ == "__main__":

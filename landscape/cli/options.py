@@ -71,6 +71,9 @@ def data_options(
     download: Annotated[
         bool, option("--download", "Let torchvision download CIFAR into the data folder.", DATA)
     ] = False,
+    allow_outside: Annotated[
+        bool, option("--allow-outside", "Let lists name images that are not below the data folder.", DATA)
+    ] = False,
     imbalance_ratio: Annotated[
         float | None,
         option("--imbalance-ratio", "Largest over smallest training class count, >= 1.", DATA, checks.finite_ratio),
@@ -316,7 +319,7 @@ def checkpoint_source(path: Path, given: dict[str, Any]) -> CheckpointSource:
     from landscape.loading import CheckpointSource
 
     fields = ["model", "head", "dataset", "data_dir", "imbalance_ratio", "group_rule"]
-    fields += ["train_list", "test_list", "relabel", "resize", "cache_dir", "download"]
+    fields += ["train_list", "test_list", "relabel", "resize", "cache_dir", "download", "allow_outside"]
     fields += ["split", "max_per_class", "augment", "augment_draws", "params", "dtype", "device", "weights"]
     return CheckpointSource(
         path,
@@ -345,7 +348,8 @@ def train_spec(given: dict[str, Any], **more: Any) -> TrainSpec:
     names += ["trainable", "augmentation", "sampler", "mixup", "method", "second_stage", "precision", "accumulate"]
     names += ["relabel", "resize", "head_lr_factor"]
     chosen = {name: given[name] for name in names if given.get(name) is not None}
-    chosen |= {name: True for name in ("compile", "download", "test_time_flip", "keep_best") if given[name]}
+    flags = ("compile", "download", "allow_outside", "test_time_flip", "keep_best")
+    chosen |= {name: True for name in flags if given[name]}
     paths = ("data_dir", "train_list", "test_list", "cache_dir", "start")
     chosen |= {name: str(given[name]) for name in paths if given[name] is not None}
     chosen |= {name: numbers for name in ("mean", "std") if (numbers := parse_numbers(given[name], f"--{name}"))}

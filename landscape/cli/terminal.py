@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import sys
@@ -13,6 +15,23 @@ from typing import Any
 # Off a terminal (a log file), a progress line at most this often; on one, the line is redrawn at most this often.
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REDRAWS = 0.1
+
+
+# What stands for a character where standard output cannot hold it (LC_ALL=C, an old Windows console).
+_PLAIN = {"±": "+-", "λ": "lambda", "−": "-", "–": "-", "×": "x", "≥": ">=", "≤": "<=", "…": "..."}
+
+
+def write_any_text() -> None:
+    """Let standard output and error write every text, whatever their encoding: ``±`` as ``+-``, the unknown as ``?``."""
+    codecs.register_error("plain", _spelled_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def say(text: str) -> None:

@@ -176,13 +176,13 @@ def show_accuracy(path: Path, *, as_json: bool) -> None:
             raise ValueError("its 'accuracy' is not what a run writes")
     if as_json:
         values = reported["last_epoch"]["test_accuracy"]
-        accuracy = {lane: values.get(lane, float("nan")) for lane in GROUP_LANES}
+        accuracy = {lane: values[lane] for lane in GROUP_LANES if lane in values}
         print_json({"checkpoint": str(path), "test_accuracy": accuracy, "reported": reported})
         return
     for name, what in (("last_epoch", "test accuracy"), ("best_epoch", "best epoch on the test images")):
         for kind, how in (("test_accuracy", ""), ("test_flip_accuracy", ", with mirror images")):
             if values := reported[name].get(kind):
-                shown = ", ".join(f"{lane} {values.get(lane, float('nan')):.3f}" for lane in GROUP_LANES)
+                shown = ", ".join(f"{lane} {values[lane]:.3f}" for lane in GROUP_LANES if lane in values)
                 epoch = f", {reported[name]['epoch']}" if name == "best_epoch" else ""
                 say(f"{what}{epoch}{how} (exact mean over the test split): {shown}")
     say(f"checkpoint: {path}")

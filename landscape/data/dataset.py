@@ -89,7 +89,7 @@ class Groups:
         The rule's name in :data:`landscape.data.GROUP_RULES`; recorded with every result, because the rules in
         use are incompatible.
     members
-        ``"head"``, ``"medium"``, ``"tail"`` -> ascending class indices; a group may be empty.
+        ``"head"``, ``"medium"``, ``"tail"`` -> ascending class indices; a group may be empty. Nothing for balanced classes.
     """
 
     rule: str

@@ -51,6 +51,8 @@ _AUTO = {
 }
 # The share of head and of tail classes where no published rule fits; as in the rule for ten classes.
 _OUTER_SHARE = 0.3
+# Largest over smallest class, up to which the tail is only noise.
+BALANCED = 1.25
 
 
 def assign_groups(train_counts: Sequence[int], rule: str = "auto") -> Groups:
@@ -68,12 +70,13 @@ def assign_groups(train_counts: Sequence[int], rule: str = "auto") -> Groups:
 
         ``"auto"`` takes the MiSLAS rule for 10, 100, 365, 1000 and 8142 classes, and ``"ranks"`` for any other number.
         It depends on the number of classes alone, so results at several imbalance ratios compare the same classes,
-        and leaves no group empty from three classes on, where the count rules empty the tail of CIFAR-10-LT. On a
-        balanced set it names the groups that its long-tailed version would have.
+        and leaves no group empty from three classes on, where the count rules empty the tail of CIFAR-10-LT. Where the
+        largest class has at most 1.25 times the examples of the smallest there is no head and no tail: ``"none"``. To
+        compare such a set with its long-tailed version by the latter's groups, name the rule.
 
     Returns
     -------
-    Groups with the rule applied (never ``"auto"``); a count rule may leave a group empty.
+    Groups with the rule applied (never ``"auto"``); a count rule may leave a group empty, ``"none"`` has none.
 
     Raises
     ------
@@ -92,14 +95,17 @@ def assign_groups(train_counts: Sequence[int], rule: str = "auto") -> Groups:
     """
     num_classes = len(train_counts)
     if rule == "auto":
-        rule = _AUTO.get(num_classes, "ranks")
+        is_balanced = num_classes > 1 and max(train_counts) <= BALANCED * min(train_counts)
+        rule = "none" if is_balanced else _AUTO.get(num_classes, "ranks")
+    if rule == "none":
+        return Groups(rule, {})
     if rule == "ranks":
         outer = max(1, round(_OUTER_SHARE * num_classes))
         bounds: CountRule | RankRule = RankRule(outer, max(outer, num_classes - outer), num_classes)
     elif rule in GROUP_RULES:
         bounds = GROUP_RULES[rule]
     else:
-        raise unknown_name("group rule", rule, ["auto", "ranks", *GROUP_RULES])
+        raise unknown_name("group rule", rule, ["auto", "none", "ranks", *GROUP_RULES])
 
     if isinstance(bounds, CountRule):
         head = [c for c, n in enumerate(train_counts) if n > bounds.head_above]

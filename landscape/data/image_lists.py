@@ -36,7 +36,9 @@ class ImageList:
     class_names: tuple[str, ...] = ()
 
 
-def read_image_list(path: Path, root: Path, *, num_classes: int | None = None) -> ImageList:
+def read_image_list(
+    path: Path, root: Path, *, num_classes: int | None = None, allow_outside: bool = False
+) -> ImageList:
     """Read a list of images and make sure that it can be used.
 
     A line is a path below ``root``, white space, and a label from 0; the label is the last field, so a path may contain
@@ -52,12 +54,14 @@ def read_image_list(path: Path, root: Path, *, num_classes: int | None = None) -
         The folder of the images.
     num_classes
         Labels must be below it; by default below the number of images.
+    allow_outside
+        Whether images may lie elsewhere than below ``root``: through ``..``, an absolute path or a link.
 
     Raises
     ------
     LandscapeError
         Naming the line, if the list cannot be read, a line is not of that form, a label is out of range, an image is
-        listed twice (it would count twice in its class) or is not there.
+        listed twice (it would count twice in its class), is not there, or is not below ``root``.
     """
     if path.is_dir():
         raise LandscapeError(f"{path} is a folder: expected a list, a text file of lines 'relative/path label'")
@@ -75,7 +79,7 @@ def read_image_list(path: Path, root: Path, *, num_classes: int | None = None) -
         raise LandscapeError(f"{path}: the list is empty, expected lines 'relative/path label'")
     _require_range(found, num_classes)
     _require_once(found.files)
-    return ImageList(_existing(found.files), found.labels, found.class_names)
+    return ImageList(_existing(found.files, allow_outside), found.labels, found.class_names)
 
 
 def names_from_folders(images: ImageList, num_classes: int) -> tuple[str, ...] | None:
@@ -156,17 +160,29 @@ def _require_once(files: ImageFiles) -> None:
         )
 
 
-def _existing(files: ImageFiles) -> ImageFiles:
+def _existing(files: ImageFiles, allow_outside: bool) -> ImageFiles:
     """Return the files under the names that the folders have for them; each folder is listed once."""
     folders: dict[str, dict[str, str]] = {}
     names, missing = [], []
+    root, outside = os.path.realpath(files.root), set()
     for row, name in enumerate(files.names):
         folder, base = os.path.split(name)
         if folder not in folders:
-            folders[folder] = _entries(os.path.join(files.root, folder))
+            folders[folder], links = _entries(os.path.join(files.root, folder))
+            if not _is_below(os.path.join(files.root, folder), root):
+                outside.add(folder)
+            outside |= {
+                os.path.join(folder, link)
+                for link in links
+                if not _is_below(os.path.join(files.root, folder, link), root)
+            }
         found = folders[folder].get(base) or folders[folder].get(unicodedata.normalize("NFC", base))
         if found is None:
             missing.append(row)
+        elif not allow_outside and (folder in outside or os.path.join(folder, found) in outside):
+            raise LandscapeError(
+                f"{files.place(row)} leads out of {files.root}: expected images below it; --allow-outside reads them all the same"
+            )
         else:
             names.append(os.path.join(folder, found))
     if missing:
@@ -177,10 +193,21 @@ def _existing(files: ImageFiles) -> ImageFiles:
     return ImageFiles(files.root, tuple(names), files.listed_in, files.entries, files.unit)
 
 
-def _entries(folder: str) -> dict[str, str]:
-    """Return the names in a folder, as they are and composed; empty if there is no such folder."""
+def _entries(folder: str) -> tuple[dict[str, str], list[str]]:
+    """Return the names in a folder, as they are and composed, and which are links; empty if there is no such folder."""
     try:
-        names = os.listdir(folder or ".")
+        with os.scandir(folder or ".") as entries:
+            found = [(entry.name, entry.is_symlink()) for entry in entries]
     except (OSError, ValueError):  # a name with a zero byte, or one that is no text
-        return {}
-    return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}
+        return {}, []
+    names = {unicodedata.normalize("NFC", name): name for name, _ in found} | {name: name for name, _ in found}
+    return names, [name for name, is_link in found if is_link]
+
+
+def _is_below(path: str, root: str) -> bool:
+    """Return whether a path leads below a folder whose own links are resolved."""
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)

@@ -73,6 +73,8 @@ class ImagePlaces:
         Of the pixels, by default 224.
     cache_dir
         Folder for decoded images.
+    allow_outside
+        Whether lists may name images that are not below ``data_dir``.
     """
 
     data_dir: str | Path | None
@@ -80,11 +82,16 @@ class ImagePlaces:
     test_list: str | Path | None = None
     side: int | None = None
     cache_dir: str | Path | None = None
+    allow_outside: bool = False
 
     @property
     def geometry(self) -> Geometry:
         """What evaluation sees of an image."""
         return Geometry.of_side(self.side or NETWORK_SIDE)
+
+    def read_list(self, path: Path, root: Path, *, num_classes: int | None = None) -> ImageList:
+        """Read a list of images below ``root``."""
+        return read_image_list(path, root, num_classes=num_classes, allow_outside=self.allow_outside)
 
     def split(self, files: ImageFiles, labels: np.ndarray) -> Split:
         """Return files and labels (N,) as a split of lazy images."""
@@ -114,7 +121,7 @@ def read_published_list(name: str, places: ImagePlaces) -> Splits:
             (places.test_list, published.test_names, "test_list"),
         )
     ]
-    train, test = (read_image_list(path, root, num_classes=published.num_classes) for path in lists)
+    train, test = (places.read_list(path, root, num_classes=published.num_classes) for path in lists)
     return _assembled(places, train, test, published.num_classes)
 
 
@@ -126,10 +133,10 @@ def read_own_lists(places: ImagePlaces) -> Splits:
     root = _root("image-list", places)
     if places.train_list is None:
         raise LandscapeError("image-list needs train_list, a text file of lines 'relative/path label'")
-    train = read_image_list(Path(places.train_list).expanduser(), root)
+    train = places.read_list(Path(places.train_list).expanduser(), root)
     num_classes = len(train.class_names) or int(train.labels.max()) + 1
     if places.test_list is not None:
-        test = read_image_list(Path(places.test_list).expanduser(), root, num_classes=num_classes)
+        test = places.read_list(Path(places.test_list).expanduser(), root, num_classes=num_classes)
         return _assembled(places, train, test, num_classes)
     split, names = places.split(train.files, train.labels), _class_names(train, num_classes)
     return (*held_out_share(split, names, str(places.train_list), "a test_list"), names)

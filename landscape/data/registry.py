@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +37,10 @@ from landscape.data.profiles import (
 )
 from landscape.errors import LandscapeError, unknown_name
 
+logger = logging.getLogger(__name__)
+# A process says once of a data set what it could say at every loading.
+warn_once = cache(logger.warning)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,6 +60,7 @@ class Request:
     resize: int | None
     cache_dir: str | Path | None
     download: bool
+    allow_outside: bool
 
     def refuse(self, *names: str) -> None:
         """Raise LandscapeError if one of these arguments was given to a data set that has no use for it."""
@@ -95,6 +101,7 @@ def load_dataset(
     resize: int | None = None,
     cache_dir: str | Path | None = None,
     download: bool = False,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Load a data set: a (long-tailed) training split and a balanced test split.
 
@@ -135,6 +142,8 @@ def load_dataset(
         if there is room.
     download
         Let torchvision download CIFAR into ``data_dir`` if it is not there.
+    allow_outside
+        Whether lists may name images that are not below ``data_dir``: through ``..``, an absolute path or a link.
 
     Raises
     ------
@@ -154,7 +163,7 @@ def load_dataset(
         raise LandscapeError(f"resize is the side of the network's input in pixels, from 8 to 4096, got {resize!r}")
     request = Request(
         name, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std,
-        train_list, test_list, relabel, resize, cache_dir, download,
+        train_list, test_list, relabel, resize, cache_dir, download, allow_outside,
     )  # fmt: skip
     return _build(DATASETS[name](request), request)
 
@@ -184,8 +193,9 @@ def _arrays(request: Request) -> Source:
 def _images(request: Request) -> Source:
     request.refuse("download", *(("train_list", "test_list") if request.name == "image-folder" else ()))
     places = ImagePlaces(
-        request.data_dir, request.train_list, request.test_list, side=request.resize, cache_dir=request.cache_dir
-    )
+        request.data_dir, request.train_list, request.test_list,
+        side=request.resize, cache_dir=request.cache_dir, allow_outside=request.allow_outside,
+    )  # fmt: skip
     train, test, names = IMAGE_SETS[request.name](places)
     published = PUBLISHED.get(request.name)
     mean, std = (published.mean, published.std) if published else (IMAGENET_MEAN, IMAGENET_STD)
@@ -212,6 +222,11 @@ def _build(source: Source, request: Request) -> Dataset:
     if relabel == "count":
         train, test, names = relabelled_by_count(train, test, names)
     groups = assign_groups(train.counts(len(names)), request.group_rule)
+    if groups.rule == "none" and request.group_rule == "auto":
+        warn_once(
+            "the classes of '%s' are balanced: there is no head, medium or tail (--group-rule names them by a published rule)",
+            request.name,
+        )
     mean, std = _normalisation(source, request, train)
     side = _input_side(source, request)
     recipe: dict[str, Any] = {

@@ -9,6 +9,7 @@ import xarray as xr
 
 from landscape.errors import LandscapeError
 from landscape.exchange.selection import GRID, named, replacing
+from landscape.files import inert
 
 
 def write_csv(dataset: xr.Dataset, path: str | Path) -> Path:
@@ -39,5 +40,5 @@ def write_csv(dataset: xr.Dataset, path: str | Path) -> Path:
     wide = {name: v.astype(np.float64) for name, v in kept.variables.items() if v.dtype == np.float32}
     with replacing(path) as temporary:
         table = kept.assign(wide).to_dataframe(dim_order=dims)
-        table.to_csv(temporary, na_rep="nan", lineterminator="\n")
+        inert(table).to_csv(temporary, na_rep="nan", lineterminator="\n")
     return path

@@ -155,6 +155,9 @@ def _measures(data: Mapping[str, xr.Dataset], wanted: Sequence[str] | None) -> l
     """Return the measures to draw: those with a finite value somewhere, as stored."""
     stored = list(dict.fromkeys(str(v) for dataset in data.values() for v in dataset.data_vars))
     known = [v for v in stored if v not in _BESIDE and not v.endswith(("_stderr", "_batch_size", "_num_batches"))]
+    known = [
+        v for v in known if all(d[v].dims == ("lane",) and d[v].dtype.kind == "f" for d in data.values() if v in d)
+    ]
     for name in wanted or ():
         if name not in known:
             raise unknown_name("measure of flatness", name, known)

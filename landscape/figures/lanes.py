@@ -17,29 +17,40 @@ Results: TypeAlias = xr.Dataset | Mapping[str, xr.Dataset]
 GROUP_LANES = ("head", "medium", "tail")
 
 
-def as_mapping(data: Results, variable: str) -> dict[str, xr.Dataset]:
+def as_mapping(data: Results, variable: str, *dims: str) -> dict[str, xr.Dataset]:
     """Return ``{optimizer: Dataset}``; a lone Dataset gets its own optimizer's name, or none.
 
     Raises
     ------
     LandscapeError
-        If nothing was given, or a Dataset lacks ``variable`` or has no lane.
+        If nothing was given, or a Dataset lacks ``variable``, a dimension that the figure runs over, or lanes.
     """
     if isinstance(data, xr.Dataset):
         optimizer = str(data.attrs.get("optimizer", ""))
         data = {"" if optimizer == "unknown" else optimizer: data}
     if not isinstance(data, Mapping) or not data:
+        given = "none" if isinstance(data, Mapping) else type(data).__name__
         raise LandscapeError(
-            f"expected a Dataset or a mapping of names to Datasets, got {data!r}: measure something first"
+            f"expected a Dataset or a mapping of names to Datasets, got {given}: measure something first"
         )
     for name, dataset in data.items():
         where = f" of '{name}'" if name else ""
+        if not isinstance(dataset, xr.Dataset):
+            raise LandscapeError(f"expected a Dataset as the results{where}, got {type(dataset).__name__}")
         if variable not in dataset:
             held = ", ".join(map(str, dataset.data_vars)) or "nothing"
             raise LandscapeError(
                 f"expected the variable '{variable}' in the results{where}, got {held}: measure it first"
             )
-        if "lane" in dataset[variable].dims and dataset.sizes.get("lane", 0) == 0:
+        for dim in ("lane", *dims):
+            if dim not in dataset.dims:
+                one = (
+                    f"one {dim} alone: select with a list, {dim}=[...]"
+                    if dim in dataset.coords
+                    else "another measurement"
+                )
+                raise LandscapeError(f"expected the dimension '{dim}' in the results{where}, got {one}")
+        if dataset.sizes["lane"] == 0:
             raise LandscapeError(f"expected at least one lane in the results{where}, got none: choose other lanes")
     return {str(name): cast(xr.Dataset, dataset) for name, dataset in data.items()}
 

@@ -50,7 +50,7 @@ def plot_layers(
     -------
     matplotlib.figure.Figure or plotly.graph_objects.Figure
     """
-    data = prep.as_mapping(layers, "lambda_min")
+    data = prep.as_mapping(layers, "lambda_min", "layer")
     chosen = prep.choose_lanes(data, lanes, ("head", "tail"))
     looks = prep.lane_looks(data, chosen)
     named = set(prep.thinned(chosen, 16))

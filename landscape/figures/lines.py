@@ -176,11 +176,11 @@ def side_by_side(
 def _runs(given: Any, variable: str) -> dict[str, list[xr.Dataset]]:
     """Return {optimizer: training seeds} of what was given."""
     if isinstance(given, xr.Dataset):
-        named: dict[str, Any] = {**prep.as_mapping(given, variable)}
+        named: dict[str, Any] = {**prep.as_mapping(given, variable, "alpha")}
     elif isinstance(given, Mapping):
         named = dict(given)
     else:
-        seeds = list(given)
+        seeds = list(given) if isinstance(given, Sequence) else []
         first = seeds[0] if seeds and isinstance(seeds[0], xr.Dataset) else xr.Dataset()
         named = {str(first.attrs.get("optimizer", "")): seeds}
     runs = {str(name): [d] if isinstance(d, xr.Dataset) else list(d) for name, d in named.items()}
@@ -188,7 +188,9 @@ def _runs(given: Any, variable: str) -> dict[str, list[xr.Dataset]]:
         prep.as_mapping({}, variable)
     for name, datasets in runs.items():
         for dataset in datasets:
-            prep.as_mapping({name: dataset}, variable)
+            prep.as_mapping({name: dataset}, variable, "alpha")
+            if "beta" in dataset.dims:
+                raise LandscapeError("expected the loss on lines, got a plane: plot_contours draws it")
             if not np.array_equal(dataset["alpha"], datasets[0]["alpha"]) or (
                 dataset.sizes.get("pair", 1) != datasets[0].sizes.get("pair", 1)
             ):

@@ -65,7 +65,7 @@ def plot_contours(
     LandscapeError
         If the pair or a lane is unknown, or there is nothing to draw.
     """
-    data = prep.as_mapping(surface, variable)
+    data = prep.as_mapping(surface, variable, "alpha", "beta")
     planes = planes_of(data, lanes, pair, relative, variable)
     title = f"{of.noun(variable)} on a plane through the weights" + (", relative to the weights" if relative else "")
     label = of.meaning(next(iter(data.values())), variable, relative=relative)
@@ -97,7 +97,7 @@ def plot_eigen_plane(
     -------
     matplotlib.figure.Figure or plotly.graph_objects.Figure
     """
-    data = prep.as_mapping(surface_eigen, variable)
+    data = prep.as_mapping(surface_eigen, variable, "alpha", "beta")
     if lanes is None:
         known = prep.all_lanes(data.values())
         wanted = [str(next(iter(data.values())).attrs.get("lane", "")), "head", "tail", "all"]
@@ -138,7 +138,7 @@ def plot_surface_3d(
     matplotlib.figure.Figure or plotly.graph_objects.Figure
         Cells with a corner that was not measured are left open.
     """
-    data = prep.as_mapping(surface, variable)
+    data = prep.as_mapping(surface, variable, "alpha", "beta")
     first = next(iter(data.values()))
     planes = planes_of(data, lanes, pair, relative, variable)
     scale = surface_scale(planes.values(), of.meaning(first, variable, relative=relative), variable)

@@ -183,7 +183,7 @@ def plot_quadratic(
     LandscapeError
         If there is no model, or a lane or pair is unknown.
     """
-    data = prep.as_mapping(surface, variable)
+    data = prep.as_mapping(surface, variable, "alpha")
     dataset = next(iter(data.values()))
     kinds = [kind for kind in KINDS if f"{_prefix(variable, kind)}curvature" in dataset]
     if "fitted" not in kinds:

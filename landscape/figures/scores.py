@@ -100,6 +100,8 @@ def plot_history(
     LandscapeError
         If there is no such column.
     """
+    if not isinstance(histories, Mapping) or not all(hasattr(frame, "columns") for frame in histories.values()):
+        raise LandscapeError(f"expected a mapping of names to tables (DataFrames), got {type(histories).__name__}")
     known = list(dict.fromkeys(str(column) for frame in histories.values() for column in frame.columns))
     chosen = list(columns) if columns is not None else [c for c in known if "loss" in c or "acc" in c]
     missing = [column for column in chosen if column not in known]

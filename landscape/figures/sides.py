@@ -91,7 +91,7 @@ def _drawn(
     other: bool,
     backend: Backend,
 ) -> Any:
-    data = prep.as_mapping(surface, variable)
+    data = prep.as_mapping(surface, variable, "alpha")
     is_plane = "beta" in next(iter(data.values())).dims
     where = "a plane" if is_plane else "lines"
     title = f"{of.noun(variable)} on {where} through the weights: {what}"

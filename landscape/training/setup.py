@@ -129,7 +129,7 @@ def build_run(
         model=model,
         criterion=objective,
         class_counts=dataset.train_counts,
-        tail_classes=None if "eta" in spec.optimizer_options else dataset.groups.members["tail"] or None,
+        tail_classes=None if "eta" in spec.optimizer_options else dataset.groups.members.get("tail") or None,
         bn_statistics=spec.bn_statistics,
         precision=spec.precision,
         **spec.optimizer_options,

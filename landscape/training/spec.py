@@ -45,7 +45,7 @@ class TrainSpec:
     Attributes
     ----------
     dataset, data_dir, imbalance_ratio, profile, selection, group_rule, mean, std, train_list, test_list, relabel, resize,
-    cache_dir, download
+    cache_dir, download, allow_outside
         Arguments of :func:`landscape.data.load_dataset`.
     model, model_options
         A name in ``MODELS``, per data set, and its options.
@@ -152,6 +152,7 @@ class TrainSpec:
     resize: int | None = None
     cache_dir: str | None = None
     download: bool = False
+    allow_outside: bool = False
     model: str = AUTO
     model_options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
@@ -312,6 +313,7 @@ class TrainSpec:
             resize=self.resize,
             cache_dir=self.cache_dir,
             download=self.download,
+            allow_outside=self.allow_outside,
         )
         return dataset if self.augmentation is None else dataclasses.replace(dataset, augmentation=self.augmentation)
 

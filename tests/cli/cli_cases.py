@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from pipeline_cases import groups_in
 
-from landscape.cli.main import main
+from landscape.cli.entry import main
 from landscape.models import build_model
 
 # The cheapest analysis that still has a class, a group and more than one example in each.

@@ -11,7 +11,7 @@ import typer
 from cli_cases import FEW, refuses, succeeds, write_foreign
 
 from landscape.cli import options as opt
-from landscape.cli.main import app
+from landscape.cli.entry import app
 from landscape.data import load_dataset
 from landscape.errors import LandscapeError
 from landscape.loading import CheckpointSource, load_risk
@@ -55,7 +55,12 @@ def test_every_analysis_takes_the_augmentation(command):
 def test_impossible_values_are_refused_in_one_line(checkpoint, tmp_path):
     refuses(tmp_path, "inspect", checkpoint, "--augment", "forzen", match="unknown augment 'forzen'.*frozen")
     refuses(
-        tmp_path, "inspect", checkpoint, "--augment-draws", "0", match="--augment-draws: expected a whole number, at least 1, got 0"
+        tmp_path,
+        "inspect",
+        checkpoint,
+        "--augment-draws",
+        "0",
+        match="--augment-draws: expected a whole number, at least 1, got 0",
     )
 
 

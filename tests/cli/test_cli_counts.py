@@ -8,7 +8,15 @@ from cli_cases import refuses
 HUGE = str(10**20)
 TRAINING = ("--epochs", "--batch-size", "--accumulate", "--snapshot-every")
 ANALYSES = {
-    "spectrum": ("--num-probes", "--num-steps", "--max-steps", "--num-extremes", "--budget", "--num-traces", "--matched"),
+    "spectrum": (
+        "--num-probes",
+        "--num-steps",
+        "--max-steps",
+        "--num-extremes",
+        "--budget",
+        "--num-traces",
+        "--matched",
+    ),
     "perturb": ("--num-draws",),
     "flatness": ("--num-pairs", "--ascent-steps", "--max-batches", "--batch-size"),
     "surface": ("--num-pairs",),
@@ -18,13 +26,25 @@ ANALYSES = {
 @pytest.mark.parametrize("flag", TRAINING)
 @pytest.mark.parametrize("value", [HUGE, "-1"])
 def test_counts_of_a_training(flag, value, tmp_path):
-    refuses(tmp_path, "train", "--model", "mlp", flag, value, "--out", tmp_path / "out", match=r"whole number, at (most|least)")
+    refuses(
+        tmp_path,
+        "train",
+        "--model",
+        "mlp",
+        flag,
+        value,
+        "--out",
+        tmp_path / "out",
+        match=r"whole number, at (most|least)",
+    )
 
 
 @pytest.mark.parametrize(("command", "flag"), [(c, flag) for c, flags in ANALYSES.items() for flag in flags])
 def test_counts_of_an_analysis(command, flag, checkpoint, tmp_path):
     out = tmp_path / "out.nc"
-    refuses(tmp_path, command, checkpoint, flag, HUGE, "--out", out, match=r"whole number, at most 10,000,000, got 100,000")
+    refuses(
+        tmp_path, command, checkpoint, flag, HUGE, "--out", out, match=r"whole number, at most 10,000,000, got 100,000"
+    )
     refuses(tmp_path, command, checkpoint, flag, "-1", "--out", out, match="at least")
 
 
@@ -32,7 +52,16 @@ def test_counts_of_an_analysis(command, flag, checkpoint, tmp_path):
 def test_seeds_are_not_negative(command, checkpoint, tmp_path):
     given = ("--model", "mlp") if command == "train" else (checkpoint,)
     for seed in ("-1", str(2**63)):
-        refuses(tmp_path, command, *given, "--seed", seed, "--out", tmp_path / "out.nc", match="seed: expected a whole number")
+        refuses(
+            tmp_path,
+            command,
+            *given,
+            "--seed",
+            seed,
+            "--out",
+            tmp_path / "out.nc",
+            match="seed: expected a whole number",
+        )
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,35 @@ def test_processes_that_probe_one_folder_at_the_same_time_do_not_disturb_each_ot
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(probe, range(400)))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_text_that_the_terminal_cannot_hold_is_spelled_out(checkpoint, tmp_path):
+    command = [sys.executable, "-c", "from landscape.cli import main; main()", "perturb", str(checkpoint)]
+    command += ["--lanes", "tail", "--max-per-class", "2", "--num-draws", "4", "--out", str(tmp_path / "p.nc")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert " +- " in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_an_interruption_while_the_command_line_is_loaded_is_one_line(tmp_path):
+    """A module of the command line that interrupts stands for a user who does."""
+    code = (
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from landscape.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted before anything began\n"
+
+
+def test_the_entry_point_is_the_function_however_often_it_is_imported():
+    code = "import landscape.cli.entry\nfrom landscape.cli import main\nassert callable(main), main"
+    subprocess.run([sys.executable, "-c", code], check=True)

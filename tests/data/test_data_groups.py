@@ -69,6 +69,9 @@ def test_every_rule_puts_each_class_in_one_group(rule):
 @pytest.mark.parametrize(("num_max", "num_classes"), [(5000, 10), (500, 100), (200, 10)])
 def test_auto_never_leaves_a_group_empty(num_max, num_classes, ratio):
     groups = assign_groups(long_tailed_counts(num_max, num_classes, ratio, "exponential"))
+    if ratio == 1:
+        assert (groups.rule, groups.members) == ("none", {})
+        return
     assert min(sizes(groups)) > 0
     assert groups.rule in GROUP_RULES
 
@@ -77,7 +80,7 @@ def test_auto_never_leaves_a_group_empty(num_max, num_classes, ratio):
     ("num_classes", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (2, 1, 2)), (20, (6, 8, 6))]
 )
 def test_ranks_for_other_numbers_of_classes(num_classes, expected):
-    groups = assign_groups([10] * num_classes)
+    groups = assign_groups([10 * 2**c for c in range(num_classes)][::-1])
     assert (groups.rule, sizes(groups)) == ("ranks", expected)
 
 
@@ -85,6 +88,14 @@ def test_rank_rules_follow_the_counts_and_break_ties_by_index():
     groups = assign_groups([1, 9, 5, 9, 2], "ranks")
     assert groups.members == {"head": (1, 3), "medium": (2,), "tail": (0, 4)}
     assert assign_groups([4, 4, 4], "ranks").members == {"head": (0,), "medium": (1,), "tail": (2,)}
+
+
+def test_balanced_classes_have_no_groups_unless_a_rule_is_named():
+    assert assign_groups([10] * 10).members == {}
+    assert assign_groups([100, 90, 80]).rule == "none"
+    assert assign_groups([101, 90, 80]).rule == "ranks"
+    assert sizes(assign_groups([10] * 10, "mislas-cifar10")) == (3, 4, 3)
+    assert assign_groups(CIFAR10, "none").rule == "none"
 
 
 def test_unfit_rules_are_refused():

@@ -132,3 +132,32 @@ def test_inaturalist_annotations(tmp_path, root):
     path.write_text("[")
     with pytest.raises(LandscapeError, match="annotation file of iNaturalist 2018"):
         read_image_list(path, root)
+
+
+OUTSIDE = {
+    "parent": lambda elsewhere, root: "../elsewhere/a.png",
+    "absolute": lambda elsewhere, root: str(elsewhere / "a.png"),
+    "linked folder": lambda elsewhere, root: "folder/a.png",
+    "linked file": lambda elsewhere, root: "link.png",
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_images_outside_the_data_folder_are_read_only_if_that_is_asked_for(tmp_path, kind):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    write_image(root / "in.png")
+    write_image(elsewhere / "a.png")
+    (root / "folder").symlink_to(elsewhere)
+    (root / "link.png").symlink_to(elsewhere / "a.png")
+    (root / "alias.png").symlink_to(root / "in.png")
+    name = OUTSIDE[kind](elsewhere, root)
+    path = write_list(tmp_path / "list.txt", ["in.png 0", f"{name} 0"])
+    with pytest.raises(LandscapeError, match=r"list\.txt, line 2: .* leads out of .*--allow-outside"):
+        read_image_list(path, root)
+    assert len(read_image_list(path, root, allow_outside=True).files) == 2
+    # The folder itself may be a link, and names may wander inside it.
+    (tmp_path / "data").symlink_to(root)
+    with pytest.raises(LandscapeError):  # through a link that leads elsewhere, .. is elsewhere
+        read_image_list(write_list(tmp_path / "other.txt", ["folder/../list.txt 0"]), tmp_path / "data")
+    path = write_list(tmp_path / "list.txt", ["in.png 0", "alias.png 0"])
+    assert len(read_image_list(path, tmp_path / "data").files) == 2

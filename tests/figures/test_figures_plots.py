@@ -288,3 +288,35 @@ def test_figures_need_no_torch_and_leave_no_global_figure():
     )
     with warnings.catch_warnings():
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PLOTS = [name for name in figures.__all__ if name.startswith("plot_")]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize("kind", ["spectrum", "surface_line", "surface", "one lane", "nothing", "array", "text"])
+def test_what_a_figure_cannot_draw_is_one_line(results, name, kind):
+    tree = results["sgd"]
+    given = {
+        "one lane": lambda: tree["spectrum"].to_dataset().isel(lane=0),
+        "nothing": lambda: None,
+        "array": lambda: tree["spectrum"].to_dataset()["lambda_min"],
+        "text": lambda: {"sgd": "results.nc"},
+    }.get(kind, lambda: tree[kind].to_dataset())()
+    try:
+        getattr(figures, name)(given)
+    except LandscapeError as error:
+        assert "\n" not in str(error)
+    except TypeError as error:  # what needs a second argument
+        assert "required positional argument" in str(error)
+
+
+def test_one_lane_is_drawn_when_it_is_selected_with_a_list(results):
+    spectrum = results["sgd"]["spectrum"].to_dataset()
+    with pytest.raises(LandscapeError, match=r"one lane alone: select with a list, lane=\[\.\.\.\]"):
+        figures.plot_spectrum(spectrum.isel(lane=0))
+    figures.plot_spectrum(spectrum.isel(lane=[0]))
+    with pytest.raises(
+        LandscapeError, match="expected the dimension 'alpha' in the results.*, got another measurement"
+    ):
+        figures.plot_lines(spectrum)

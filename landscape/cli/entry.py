@@ -18,7 +18,7 @@ from landscape.cli import (  # importing registers commands
     train,  # noqa: F401
 )
 from landscape.cli.app import app
-from landscape.cli.terminal import fail, note
+from landscape.cli.terminal import fail, note, write_any_text
 from landscape.errors import LandscapeError
 
 INTERRUPTED = "interrupted: finished blocks are kept, the same command goes on from them"
@@ -26,6 +26,7 @@ INTERRUPTED = "interrupted: finished blocks are kept, the same command goes on f
 
 def main() -> None:
     """Run the command line: 0 on success, 2 for bad input (one line, no traceback), 130 when interrupted."""
+    write_any_text()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = app(standalone_mode=False)
