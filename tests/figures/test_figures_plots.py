@@ -303,12 +303,15 @@ def test_what_a_figure_cannot_draw_is_one_line(results, name, kind):
         "array": lambda: tree["spectrum"].to_dataset()["lambda_min"],
         "text": lambda: {"sgd": "results.nc"},
     }.get(kind, lambda: tree[kind].to_dataset())()
+    answer = ""
     try:
         getattr(figures, name)(given)
     except LandscapeError as error:
-        assert "\n" not in str(error)
+        answer = str(error)
     except TypeError as error:  # what needs a second argument
-        assert "required positional argument" in str(error)
+        if "required positional argument" not in str(error):
+            raise
+    assert "\n" not in answer
 
 
 def test_one_lane_is_drawn_when_it_is_selected_with_a_list(results):
@@ -316,7 +319,5 @@ def test_one_lane_is_drawn_when_it_is_selected_with_a_list(results):
     with pytest.raises(LandscapeError, match=r"one lane alone: select with a list, lane=\[\.\.\.\]"):
         figures.plot_spectrum(spectrum.isel(lane=0))
     figures.plot_spectrum(spectrum.isel(lane=[0]))
-    with pytest.raises(
-        LandscapeError, match="expected the dimension 'alpha' in the results.*, got another measurement"
-    ):
+    with pytest.raises(LandscapeError, match=r"expected the dimension 'alpha' in the results.*, got another"):
         figures.plot_lines(spectrum)

@@ -244,6 +244,15 @@ def test_nothing_waits_for_the_device(name):
 
 
 @every_method
+def test_a_network_of_one_parameter(name):
+    model, (x, y) = nn.Sequential(nn.Linear(5, 4, bias=False)).double(), make_batch()
+    options = {"layers": "all"} if name == "mp" else {}
+    optimizer = build(name, model, **options)
+    optimizer.step(closure_of(model, x, y), labels=y)
+    assert torch.isfinite(model[0].weight).all()
+
+
+@every_method
 def test_more_examples_than_classes_or_fewer(name):
     for num in (1, 3, 40):
         model, (x, y) = make_model(), make_batch(num)

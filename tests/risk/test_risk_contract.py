@@ -301,6 +301,10 @@ REFUSALS = {
     "infinite weights": (lambda: ModelRisk(spoilt(-torch.inf), (X, Y)), "'2.weight' holds 2 NaN or infinite entries"),
     "infinite statistics": (lambda: ModelRisk(spoilt_buffer(), (X, Y)), "'3.running_var' holds 1 NaN or infinite"),
     "NaN inputs": (lambda: ModelRisk(smooth_mlp(), (X * torch.nan, Y)), "the loss 'ce' is not finite"),
+    "one NaN image": (
+        lambda: ModelRisk(smooth_mlp(), (torch.cat([X, X[:1] * torch.nan]), torch.cat([Y * 0, Y[:1] * 0 + 1]))),
+        "the loss 'ce' is not finite",
+    ),
     "wrong images": (lambda: ModelRisk(smooth_mlp(), (X[..., :6], Y)), r"inputs of shape \(1, 1, 8, 6\)"),
     "no logits": (
         lambda: ModelRisk(nn.Conv2d(1, 2, 3).double(), (X, Y)),

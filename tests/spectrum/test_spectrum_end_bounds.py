@@ -173,6 +173,25 @@ def test_every_product_made_is_counted(part):
     assert int(lane.num_hvps) == counting.num_products
 
 
+def test_the_interval_holds_the_value_that_is_printed_whatever_the_bound_says(monkeypatch):
+    """A bound that fell inside the spectrum would be of the run's rounding; what was certified lies further out."""
+    monkeypatch.setattr("landscape.spectrum.ends.Missed.bounds", lambda self, plain: (1.0, 2.0))
+    lane = measure_spectrum(mirrored(VALUES, 1.0), "all", options=SpectrumOptions(**BARE, num_probes=0)).isel(lane=0)
+    assert lane.lambda_min_low < lane.lambda_min < lane.lambda_min_high
+    assert lane.lambda_max_low < lane.lambda_max < lane.lambda_max_high
+
+
+def test_the_nodes_of_a_run_end_at_the_certified_ends():
+    """In float32 the Ritz values of the run and the quotients in float64 differ; one eigenvalue has one number."""
+    generator = stream(0, "ends/nodes")
+    matrix = torch.randn(40, 40, generator=generator)
+    risk = AnalyticRisk(lambda x: (x @ (matrix + matrix.T).to(x) @ x)[None] / 2, torch.zeros(40))
+    lane = measure_spectrum(risk, "all", options=SpectrumOptions(**BARE, num_probes=0)).isel(lane=0)
+    nodes = lane.ritz_value.values[np.isfinite(lane.ritz_value.values)]
+    assert nodes.min() == lane.lambda_min
+    assert nodes.max() == lane.lambda_max
+
+
 def test_a_run_for_the_verdict_says_one_side_only(capsys):
     from landscape.cli.spectrum_tables import show_spectrum
 

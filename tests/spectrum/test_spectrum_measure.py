@@ -13,7 +13,8 @@ from spectrum_cases import COUNTS, GROUPS, Counting, matrix_of, network_risk, qu
 from landscape.errors import LandscapeError
 from landscape.randomness import stream
 from landscape.results import SCHEMA, Journal, load_results, save_results, validate
-from landscape.spectrum import SpectrumOptions, extreme_directions, measure_spectrum
+from landscape.risk import lanes_of
+from landscape.spectrum import SpectrumOptions, extreme_directions, measure, measure_spectrum
 from landscape.spectrum.measure import TINY_LANE
 
 OPTIONS = SpectrumOptions(num_probes=3, num_steps=8, max_steps=24)
@@ -185,6 +186,18 @@ def test_the_products_of_many_lanes_and_of_warm_starts_are_counted():
     counting = Counting(network_risk())
     warm = measure_spectrum(counting, options=OPTIONS, warm=ends)
     assert int(warm.num_hvps.sum()) == counting.num_products
+
+
+@pytest.mark.parametrize("lanes_at_once", [1, 2, 3])
+def test_waves_are_as_large_as_the_memory_holds(monkeypatch, lanes_at_once):
+    """A third of the free memory is for bases: of the longest run (as far as they usually go) and of every probe."""
+    risk = network_risk()
+    lanes, options = lanes_of(risk, None), SpectrumOptions(num_probes=3, num_steps=8, max_steps=24)
+    basis = (24 + 3 * (8 + 2)) * len(risk.theta) * 8
+    monkeypatch.setattr(measure, "available_memory", lambda device: 3 * (lanes_at_once * basis + basis // 2))
+    waves = measure.plan_waves(risk, lanes, list(range(len(lanes))), options)
+    assert max(map(len, waves)) == lanes_at_once
+    assert sorted(index for wave in waves for index in wave) == list(range(len(lanes)))
 
 
 # ---- lanes -------------------------------------------------------------------------------------------------------

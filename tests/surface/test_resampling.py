@@ -457,6 +457,10 @@ def test_directions_are_summarised_by_their_mean_error_and_band():
     np.testing.assert_allclose(found.loss_direction_low, np.quantile(losses, 0.25, axis=0))
     np.testing.assert_allclose(found.increase, (losses - losses[:, :1, 1:2]).mean(0))
     assert "pair" not in found.dims
+    for end, quantile in (("low", 0.1), ("high", 0.9)):  # four of five directions
+        np.testing.assert_allclose(
+            over_directions(surface)[f"loss_direction_{end}"], np.quantile(losses, quantile, axis=0)
+        )
     single = over_directions(surface.isel(pair=[0]))
     assert np.isnan(single.loss_direction_stderr).all()
     with pytest.raises(LandscapeError, match="no direction pairs"):
