@@ -79,6 +79,21 @@ def test_an_asymmetry_that_the_first_two_vectors_miss_is_refused_at_the_end(dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_that_loses_its_symmetry_during_the_run_is_refused(dtype):
+    """What the first products showed does not hold for the later ones: all the run's vectors say so."""
+    matrix = matrix_of(np.concatenate([np.linspace(-1, 1, 98), [3.0, -2.0]]))
+    calls = [0]
+
+    def later(v, out):
+        calls[0] += 1
+        return out if calls[0] < 12 else skewed(v, out)
+
+    with pytest.raises(LandscapeError, match="the Hessian product fails the symmetry check"):
+        measure_spectrum(Changed(quadratic([matrix], dtype=dtype), later), "all", options=QUICK)
+    assert calls[0] > 20
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_wrong_class_weights_are_refused(dtype):
     """The lane's own product counts class 0 twice; symmetric, linear, repeatable, and not the sum of its classes."""
 
