@@ -60,12 +60,7 @@ def test_presets():
 
 
 def test_options_of_the_optimizers():
-    found = {
-        name: {key: value for key, value in asdict(rule()).items()}
-        for name, rule in OPTIMIZERS.items()
-        if name in RULES
-    }
-    assert found == RULES
+    assert {name: asdict(OPTIMIZERS[name]()) for name in RULES} == RULES
 
 
 EXPECTED_PRESETS = {

@@ -101,7 +101,8 @@ def test_cifar100_uses_the_fine_labels(tmp_path, layout):
     assert (data.train.labels.numpy() == fine).all()
     assert (data.train.images.numpy().reshape(200, -1) == pixels).all()
     assert data.class_names == tuple(names)
-    assert data.groups.rule == "mislas-cifar100"
+    assert data.groups.rule == "none"  # it is balanced
+    assert load_dataset("cifar100", data_dir=tmp_path, group_rule="mislas-cifar100").groups.members["tail"]
     assert load_dataset("cifar100-lt", data_dir=tmp_path, imbalance_ratio=2).train_counts == (2,) + (1,) * 99
 
 
