@@ -12,7 +12,7 @@ from flatness_cases import data, network, quadratic, risk_of
 from torch import nn
 
 from landscape.errors import LandscapeError
-from landscape.flatness import EFFORT, MEASURES, FlatnessOptions, estimate_flatness, measure_flatness
+from landscape.flatness import EFFORT, MEASURES, FlatnessOptions, estimate_flatness, measure, measure_flatness
 from landscape.losses import build_loss
 from landscape.plan import PRESETS
 from landscape.results import Journal, load_results, save_results, validate
@@ -160,6 +160,17 @@ def test_results_survive_the_file(tmp_path):
 
 def test_presets_have_the_names_of_a_diagnosis():
     assert set(EFFORT) == set(PRESETS)
+
+
+def test_an_estimate_counts_evaluations_and_steps(monkeypatch):
+    """Where every evaluation and every step takes a second: an average its pairs and the centre, a search its steps."""
+    monkeypatch.setattr(measure, "_seconds", lambda call: 1.0)
+    risk, options = quadratic(), {"num_pairs": 7, "ascent_steps": 5}
+    gradient = 1.0  # the pass that gives gradients
+    averages = estimate_flatness(risk, options=FlatnessOptions(measures=("mean_increase",), **options))[0]
+    assert averages == gradient + 1 + 2 * 7
+    searches = estimate_flatness(risk, options=FlatnessOptions(measures=("worst_case_increase",), **options))[0]
+    assert searches == gradient + 5
 
 
 @pytest.mark.parametrize("risk", [quadratic(), risk_of()], ids=["analytic", "network"])

@@ -8,6 +8,9 @@ from optimizer_cases import OPTIONS, SGD_OPTIONS, build, closure_of, criterion, 
 from torch import nn
 
 from landscape.optimizers import OPTIMIZERS, build_optimizer
+from landscape.optimizers.passes import Passes
+from landscape.optimizers.precision import Arithmetic
+from landscape.processes import Processes
 
 every_method = pytest.mark.parametrize("name", OPTIMIZERS)
 # Sizes of the pieces of a batch of 12; one of them holds head classes only, one a single example.
@@ -271,3 +274,21 @@ def test_a_callers_autocast_does_not_see_weights_of_another_point():
 def test_an_unknown_precision_is_named():
     with pytest.raises(ValueError, match="float8"):
         build("sam", make_model(), precision="float8")
+
+
+class AsOne(Processes):
+    """A process among several whose sum over all is its own."""
+
+    def sum_(self, tensor):
+        return tensor
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_the_rows_of_a_process_stand_at_their_places_in_the_whole_batch(shape):
+    rows = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    passes = Passes([], num_pieces=1, arithmetic=Arithmetic("float32", "cpu"), processes=AsOne(1, 2), rows=(2, 5))
+    whole = passes.whole([rows[:1], rows[1:]])
+    assert whole.shape == (5, *shape)
+    assert whole[2:4].equal(rows)
+    assert not whole[:2].any()
+    assert not whole[4:].any()

@@ -1,5 +1,6 @@
 """The intervals that hold the ends of a spectrum: closed forms, their coverage, and starts that hold too little of an end."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -233,6 +234,8 @@ def test_what_atoms_are_off_by_widens_the_interval_of_the_negative_energy():
     expected = (extremes.ritz.residuals[chosen] ** 2 / np.abs(extremes.ritz.values[chosen])).sum()
     assert atoms.shift == pytest.approx(expected)
     assert expected > 1e-6
+    without = sampling.choose_atoms(dataclasses.replace(extremes, space=extremes.space[:0]))
+    assert (without.shift, len(without.values), len(without.residuals)) == (0.0, 0, 0)  # where no basis was kept
     with risk.hessian(risk.theta, torch.ones(1, 1)) as product:
         [density] = sampling.sample_densities(
             risk.theta, product, [extremes], options, [lambda what: stream(0, f"widening/{what}")]

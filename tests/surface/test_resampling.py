@@ -497,6 +497,9 @@ def test_trainings_that_do_not_fit_are_refused():
     one = regroup(random_cube())
     with pytest.raises(LandscapeError, match="at least two trainings, got 1"):
         over_seeds({"a": one})
+    for level in (0.0, 1.0, 1.5):
+        with pytest.raises(LandscapeError, match=f"level: expected a probability between 0 and 1, got {level}"):
+            over_seeds({"a": one, "b": one}, level=level)
     with pytest.raises(LandscapeError, match="a and b differ in alpha"):
         over_seeds({"a": one, "b": one.assign_coords(alpha=ALPHAS + 1)})
     with pytest.raises(LandscapeError, match="a and b differ in lane"):
