@@ -46,6 +46,9 @@ def fused(module: nn.Module, device: torch.device) -> nn.Module | None:
     caller compares the outputs: a trace sees a single path.
     """
     available = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    # The plain kernels compute in bfloat16 on every processor, these on some.
+    if any(p.dtype == torch.bfloat16 for p in module.parameters()):
+        available = available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not available or not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
         return None
     try:

@@ -86,12 +86,13 @@ def _with_probed(extremes: Extremes, probed: ProbedEnds) -> Extremes:
     """
     norm = max(float(np.abs(extremes.ritz.values).max(initial=0.0)), abs(extremes.lambda_min), abs(extremes.lambda_max))
     noise = rounding_of(extremes.noise, norm)
+    below, above = (max(noise, rounding_of(float(e[0]), norm)) for e in (extremes.errors_low, extremes.errors_high))
     (low, _), (_, high) = extremes.interval_min, extremes.interval_max
     value_min, value_max = extremes.lambda_min, extremes.lambda_max
     low = probed.low if value_min + noise < low else max(low, probed.low)
     high = probed.high if value_max - noise > high else min(high, probed.high)
     return replace(
         extremes,
-        interval_min=(min(low, value_min - noise), value_min + noise),
-        interval_max=(value_max - noise, max(high, value_max + noise)),
+        interval_min=(min(low, value_min - below), value_min + noise),
+        interval_max=(value_max - noise, max(high, value_max + above)),
     )

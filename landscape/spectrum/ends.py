@@ -240,6 +240,7 @@ def certify(
     if done.ritz.is_exhausted:  # what couples less than this was cut off
         lost = max(gap, BREAKDOWN_EPS * torch.finfo(ends.dtype).eps * norm)
     low, high = missed.bounds(done.plain)
+    below, above = missed.distances(done.plain)
     own = rounding_of(noise, norm)
     # Of the ends that only the run certified, its own precision is the limit.
     errors = [
@@ -255,8 +256,16 @@ def certify(
         errors_high=np.array(errors[k:]),
         vectors_low=ends[:k],
         vectors_high=ends[k:],
-        interval_min=(min(low - lost, float(values[0]) - own), float(values[0]) + own),
-        interval_max=(float(values[k]) - own, max(high + lost, float(values[k]) + own)),
+        # In float64 an end may have moved further than the two products of its vector told: the run's bound holds from
+        # there on, too, and never leaves the eigenvalue that the residual holds.
+        interval_min=(
+            min(low - lost, float(values[0]) - max(own, rounding_of(errors[0], norm), below)),
+            float(values[0]) + own,
+        ),
+        interval_max=(
+            float(values[k]) - own,
+            max(high + lost, float(values[k]) + max(own, rounding_of(errors[k], norm), above)),
+        ),
         noise=noise,
         precision_gap=gap,
         ritz=done.ritz,

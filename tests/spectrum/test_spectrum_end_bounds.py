@@ -182,6 +182,18 @@ def test_the_interval_holds_the_value_that_is_printed_whatever_the_bound_says(mo
     assert lane.lambda_max_low < lane.lambda_max < lane.lambda_max_high
 
 
+def test_the_interval_holds_the_eigenvalue_that_the_residual_holds(monkeypatch):
+    """A quotient lies inside the end by up to residual^2 / gap, even where the run's own bound says that nothing is missed."""
+    monkeypatch.setattr("landscape.spectrum.ends.Missed.distances", lambda self, plain: (0.0, 0.0))
+    lonely = torch.cat([VALUES[:1], VALUES[2:]])
+    for probes in (0, 2):
+        options = SpectrumOptions(**BARE, num_probes=probes, num_steps=4, max_steps=8)
+        lane = measure_spectrum(mirrored(lonely, 1.0), "all", options=options).isel(lane=0)
+        assert float(lane.lambda_min) + 4.5353 > 1e-9  # it has not converged
+        assert float(lane.lambda_min_low) <= -4.5353
+        assert float(lane.lambda_max_high) >= 90
+
+
 def test_the_nodes_of_a_run_end_at_the_certified_ends():
     """In float32 the Ritz values of the run and the quotients in float64 differ; one eigenvalue has one number."""
     generator = stream(0, "ends/nodes")
