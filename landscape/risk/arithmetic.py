@@ -91,6 +91,20 @@ def load_forward_mode() -> None:
 
 
 @contextmanager
+def created_in(dtype: torch.dtype) -> Iterator[None]:
+    """Give what a model in float64 creates while it runs (a first hidden state, a grid) its dtype, where float32 is usual."""
+    before = torch.get_default_dtype()
+    if (before, dtype) != (torch.float32, torch.float64):
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def random_states_kept(device: torch.device) -> Iterator[None]:
     """Put the global random states of PyTorch, NumPy and Python back after, whatever was drawn."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global state is the point

@@ -8,11 +8,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from landscape.errors import LandscapeError, unknown_name
 from landscape.risk.inputs import Inputs, call_with, num_rows, rows_of
+from landscape.risk.stateless import call_at
 
 BatchNormPolicy = Literal["frozen", "batch", "recalibrate"]
 
@@ -111,7 +111,7 @@ def recalibrate(model: nn.Module, parameters: Mapping[str, Tensor], batches: Ite
     try:
         for batch in batches:
             # Writes the statistics into ``buffers``.
-            call_with(lambda *args, **named: functional_call(model, {**parameters, **buffers}, args, named), batch)
+            call_with(lambda *args, **named: call_at(model, {**parameters, **buffers}, args, named), batch)
     finally:
         for layer, momentum, mode in zip(layers.values(), momenta, modes):
             layer.momentum = momentum

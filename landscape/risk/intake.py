@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from landscape.errors import MOST, LandscapeError, foreign_errors_explained, require_whole
 from landscape.losses import build_loss
-from landscape.risk.arithmetic import plain_checkpointing
+from landscape.risk.arithmetic import created_in, plain_checkpointing
 from landscape.risk.batchnorm import describe
 from landscape.risk.copies import cast, private_copy, weights_elsewhere
 from landscape.risk.examples import Transform, as_model_inputs
@@ -133,7 +133,8 @@ def count_outputs(
     with foreign_errors_explained(f"the transform fails on stored inputs {shape_of(rows_of(stored, slice(0, 1)))}"):
         inputs = as_model_inputs(stored, transform, dtype)
     shape = shape_of(rows_of(inputs, slice(0, 1)))
-    with foreign_errors_explained(f"the model does not accept inputs of shape {shape}"), plain_checkpointing():
+    foreign = foreign_errors_explained(f"the model does not accept inputs of shape {shape}")
+    with foreign, plain_checkpointing(), created_in(dtype):
         output = call_with(model, inputs)
     num_classes = classes if isinstance(classes, int) else len(classes)
     which = choose_output(output, num_classes, num_rows(inputs))

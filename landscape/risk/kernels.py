@@ -333,12 +333,28 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / size)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # the ordinary function's keywords
+    return functional.relu6(input + 3) / 6
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """The distances (..., P, R) of rows (..., P, M) and (..., R, M); the fused operation has no second derivative."""
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    if p != 2:
+        return torch.linalg.vector_norm(difference, ord=p, dim=-1)
+    squares = difference.square().sum(-1)
+    apart = squares > 0  # of equal rows the distance is 0, and so are its derivatives
+    return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+
+
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv1d: _convolution(torch.conv1d, 1),
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     functional.batch_norm: _batch_norm,
     torch._weight_norm: _weight_norm,
+    functional.hardsigmoid: _hardsigmoid,
+    torch.cdist: _cdist,
     **LIKELIHOODS,
 }
 
@@ -356,8 +372,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     of every order are those of the ordinary functions to rounding. Whatever is not covered (training mode, no running
     statistics, padding by name) goes the ordinary way, so do convolutions under ``torch.func`` and forward-mode AD,
     where a batch norm becomes its affine map. Under one :func:`torch.func.vmap` alone, the mapped weights become the
-    groups of one convolution. Weight norms are their formula, because the second
-    derivative of PyTorch's fused one is wrong. Likelihoods are those of
+    groups of one convolution. Weight norms, hard sigmoids and distances are their formulas: the second derivative
+    of PyTorch's fused weight norm is wrong, those of the others are missing. Likelihoods are those of
     :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
     """
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.errors import LandscapeError
 from landscape.layout import ParameterLayout, choose_parameters
 from landscape.models import find_head
-from landscape.risk.arithmetic import has_recurrence, plain_checkpointing, plain_recurrence
+from landscape.risk.arithmetic import created_in, has_recurrence, plain_checkpointing, plain_recurrence
 from landscape.risk.batchnorm import batch_normalisations, batch_statistics
 from landscape.risk.differentiability import custom_operations, once_differentiable_operations
 from landscape.risk.embeddings import PlainEmbeddings, has_special_embeddings
 from landscape.risk.filters import filter_dims_of
 from landscape.risk.inputs import Inputs, call_with, logits_in
+from landscape.risk.stateless import call_at
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class Network:
         """Return the logits (B, C) with tensors by name in the place of the module's."""
 
         def forward(*args: Tensor, **named: Tensor) -> Any:
-            return functional_call(self.module, tensors, args, named)
+            return call_at(self.module, tensors, args, named)
 
         recurrence = plain_recurrence() if self.has_recurrence else nullcontext()
         embeddings = PlainEmbeddings() if self.has_special_embeddings else nullcontext()
-        with plain_checkpointing(), recurrence, embeddings, batch_statistics(self.batch_layers):
+        statistics, own_dtype = batch_statistics(self.batch_layers), created_in(self.theta.dtype)
+        with plain_checkpointing(), recurrence, embeddings, statistics, own_dtype:
             return logits_in(call_with(forward, inputs), self.output)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError
 from landscape.risk import ClassRisk
 from landscape.risk.arithmetic import differentiation
+from landscape.risk.kernels import TwiceDifferentiable
 from landscape.risk.taylor import nested_product
 
 # Elements of one block of resamples: bounds the memory, not the result.
@@ -187,7 +188,7 @@ def per_example_curvatures(risk: ClassRisk, row: Tensor, v: Tensor) -> np.ndarra
     total = sum(counts[c] for c in support)
     chunk_size = int(getattr(risk, "chunk_size", 256))
     parts = []
-    with differentiation():
+    with differentiation(), TwiceDifferentiable():
         for c in support:
             values = [
                 _along_line(risk.per_example, theta, direction, slice(first, min(first + chunk_size, bounds[c + 1])))

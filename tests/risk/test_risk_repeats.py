@@ -147,11 +147,11 @@ def test_a_wrong_derivative_is_symmetric_in_neither_precision():
 
 
 def test_what_float64_explains_is_the_noise_floor_and_no_refusal():
-    """Cancelling logits: of 1e4 in float32 seven digits are left, and the difference of two has three."""
+    """Cancelling logits: of 3e4 in float32 the last of seven digits is 2e-3, and the difference is of the order of one."""
 
     def cancelling(model, hidden):
-        big = 3e3 * hidden
-        return torch.exp(big - (3e3 - 1.0) * hidden) - hidden
+        big = 3e4 * hidden
+        return torch.exp(big - (3e4 - 1.0) * hidden) - hidden
 
     risk = ModelRisk(Network(cancelling), (X, Y))
     lane = measure_spectrum(risk, "0", options=QUICK).isel(lane=0)
