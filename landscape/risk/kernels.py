@@ -49,10 +49,16 @@ def _add(a: Tensor | None, b: Tensor) -> Tensor:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Return images as the CPU's kernels read them without reordering: channels last."""
-    if tensor.dim() == 4 and tensor.device.type == "cpu":
+    """Return images as the CPU's kernels read them without reordering: channels last.
+
+    Other tensors of one example are made contiguous: where the gradient lies otherwise than the inputs, PyTorch's batch
+    norm takes one for the other and gives a wrong gradient.
+    """
+    if tensor.device.type != "cpu":
+        return tensor
+    if tensor.dim() == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
+    return tensor.contiguous() if tensor.shape[0] == 1 else tensor
 
 
 class _Convolution(torch.autograd.Function):

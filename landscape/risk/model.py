@@ -40,6 +40,7 @@ from landscape.risk.intake import (
     require_counts,
     resolve_loss,
 )
+from landscape.risk.kernels import TwiceDifferentiable
 from landscape.risk.lanes import require_members
 from landscape.risk.likelihoods import losses_of
 from landscape.risk.network import Network, measured_graph
@@ -314,14 +315,13 @@ class ModelRisk:
         point = theta.detach().clone().requires_grad_()
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
         for rows, shares in passes:
-            losses = evaluated.per_example(point, rows)
+            with TwiceDifferentiable():
+                losses = evaluated.per_example(point, rows)
             if not losses.requires_grad:  # the model does not use the chosen parameters
                 continue
             for lane, coefficients in shares:
-                (gradient,) = torch.autograd.grad(
-                    losses, point, coefficients, retain_graph=True, materialize_grads=True
-                )
-                out[lane] += gradient
+                (part,) = torch.autograd.grad(losses, point, coefficients, retain_graph=True, materialize_grads=True)
+                out[lane] += part
         return out.to(self.dtype)
 
     def _require_derivatives(self) -> None:

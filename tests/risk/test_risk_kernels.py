@@ -169,3 +169,30 @@ def test_a_risk_builds_its_graphs_with_them_and_leaves_the_model_alone() -> None
     with risk.hessian(risk.theta, torch.full((1, 3), 1 / 3, dtype=torch.float64)) as product:
         assert torch.allclose(product(vectors), vectors @ dense, rtol=0, atol=1e-12)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("spatial", [(5,), (3, 3), (2, 3, 2)], ids=len)
+def test_tokens_of_one_image_behind_a_batch_norm_have_the_gradient_of_differences(spatial):
+    """The gradient arrives transposed there; PyTorch's batch norm takes its entries for others in a batch of one."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            kind = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[len(spatial)]
+            self.norm, self.head = kind(4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.norm(x).flatten(2).transpose(1, 2).contiguous()).square().mean(1))
+
+    torch.manual_seed(0)
+    model = settled(Tokens()).double()
+    risk = ModelRisk(model, (torch.randn(2, 4, *spatial).double(), torch.tensor([0, 1])))
+    weights, step = torch.eye(2, dtype=torch.float64), 1e-6
+    direction = torch.randn(len(risk.theta), dtype=torch.float64)
+    up, down = (risk.lane_losses(risk.theta + sign * step * direction, weights) for sign in (1, -1))
+    slopes = risk.gradients(risk.theta, weights) @ direction
+    torch.testing.assert_close(slopes, (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
+    with risk.hessian(risk.theta, weights) as product:
+        curved = product(direction.expand(2, 1, -1))[:, 0]
+    gradients = [risk.gradients(risk.theta + sign * step * direction, weights) for sign in (1, -1)]
+    torch.testing.assert_close(curved, (gradients[0] - gradients[1]) / (2 * step), rtol=1e-5, atol=1e-8)
