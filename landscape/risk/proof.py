@@ -76,7 +76,12 @@ def _require_unmixed_in_some_precision(few: ModelRisk, weights: Tensor, whole: t
     except LandscapeError:
         # Rounding can switch single ReLUs, and a gradient jumps there: only float64 tells this from mixing.
         exact = few.in_float64()
-        _require_unmixed(exact, _evaluate(exact, weights), _evaluate(exact, weights, chunk_size=1))
+        try:
+            _require_unmixed(exact, _evaluate(exact, weights), _evaluate(exact, weights, chunk_size=1))
+        except LandscapeError as error:
+            # A state that takes turns may come out even in two evaluations, and odd in as many as there are examples.
+            cause = why_not_repeated(few)
+            raise (LandscapeError(f"two evaluations at the same weights differ: {cause}") if cause else error) from None
     except ValueError as error:  # a BatchNorm without running statistics has no variance of one example
         message = str(error).splitlines()[0]
         raise LandscapeError(f"the model does not take one example ({message}): {_remedy(few)}") from error
