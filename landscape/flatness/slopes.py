@@ -9,6 +9,7 @@ from torch import Tensor
 from landscape.flatness.study import Estimate, Study, example_means
 from landscape.risk import ModelRisk
 from landscape.risk.arithmetic import differentiation, load_forward_mode
+from landscape.risk.kernels import TwiceDifferentiable
 
 # Gradients (n,) of so many lanes at a time.
 LANES_AT_ONCE = 32
@@ -130,7 +131,7 @@ def slopes_along(risk: ModelRisk, direction: Tensor) -> Tensor:
 
     One derivative in forward mode per chunk of rows; row by row backwards where an operation has no forward derivative.
     """
-    with differentiation():
+    with differentiation(), TwiceDifferentiable():
         return torch.cat([_slopes(risk, direction.to(risk.theta), rows).double() for rows in risk.row_chunks()])
 
 

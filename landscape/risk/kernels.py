@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from landscape.risk.formulas import FORMULAS, over_channels
 from landscape.risk.likelihoods import LIKELIHOODS
 
 aten = torch.ops.aten
@@ -178,7 +179,7 @@ class _NormalisationBackward(torch.autograd.Function):
             first = aten.native_batch_norm(inputs, own_scale, own_shift, mean, variance, False, 0.0, ctx.eps)[0]
         if to_inputs is not None and need_gradient:
             to_inputs = _dense(to_inputs)
-            slope = (scale * torch.rsqrt(variance + ctx.eps)).view(-1, *[1] * (inputs.dim() - 2))
+            slope = over_channels(scale * torch.rsqrt(variance + ctx.eps), inputs)
             first = to_inputs * slope if first is None else torch.addcmul(first, to_inputs, slope)
         wants_inputs = need_inputs and to_scale is not None
         if to_inputs is not None and need_scale:
@@ -323,34 +324,10 @@ def _batch_norm(
     if _under_transform():
         slope = scale * torch.rsqrt(running_var + eps)
         offset = shift - running_mean * slope
-        spread = (-1, *[1] * (input.dim() - 2))
-        return input * slope.view(spread) + offset.view(spread)
+        return input * over_channels(slope, input) + over_channels(offset, input)
     if not _differentiates(input, scale, shift):
         return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _Normalisation.apply(_dense(input), scale, shift, running_mean, running_var, eps)
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v / |v|, the norm over all dimensions but one (all of them for -1); the fused operation's second derivative is wrong."""
-    if dim == -1:
-        return v * (g / torch.linalg.vector_norm(v))
-    others = [d for d in range(v.dim()) if d != dim % v.dim()]
-    size = torch.linalg.vector_norm(v, dim=others, keepdim=True) if others else v.abs()
-    return v * (g / size)
-
-
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # the ordinary function's keywords
-    return functional.relu6(input + 3) / 6
-
-
-def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
-    """The distances (..., P, R) of rows (..., P, M) and (..., R, M); the fused operation has no second derivative."""
-    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
-    if p != 2:
-        return torch.linalg.vector_norm(difference, ord=p, dim=-1)
-    squares = difference.square().sum(-1)
-    apart = squares > 0  # of equal rows the distance is 0, and so are its derivatives
-    return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
 
 
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -358,9 +335,7 @@ REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     functional.batch_norm: _batch_norm,
-    torch._weight_norm: _weight_norm,
-    functional.hardsigmoid: _hardsigmoid,
-    torch.cdist: _cdist,
+    **FORMULAS,
     **LIKELIHOODS,
 }
 
@@ -378,9 +353,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     of every order are those of the ordinary functions to rounding. Whatever is not covered (training mode, no running
     statistics, padding by name) goes the ordinary way, so do convolutions under ``torch.func`` and forward-mode AD,
     where a batch norm becomes its affine map. Under one :func:`torch.func.vmap` alone, the mapped weights become the
-    groups of one convolution. Weight norms, hard sigmoids and distances are their formulas: the second derivative
-    of PyTorch's fused weight norm is wrong, those of the others are missing. Likelihoods are those of
-    :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
+    groups of one convolution. What PyTorch differentiates wrongly or once is its formula
+    (:mod:`landscape.risk.formulas`). Likelihoods are those of :class:`landscape.risk.likelihoods.PreciseLikelihoods`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -171,28 +171,48 @@ def test_a_risk_builds_its_graphs_with_them_and_leaves_the_model_alone() -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("spatial", [(5,), (3, 3), (2, 3, 2)], ids=len)
-def test_tokens_of_one_image_behind_a_batch_norm_have_the_gradient_of_differences(spatial):
+NORMS = {
+    "BatchNorm1d": (lambda: nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4)), (6,)),
+    "BatchNorm2d": (lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)), (4, 4)),
+    "BatchNorm3d": (lambda: nn.Sequential(nn.Conv3d(3, 4, 2), nn.BatchNorm3d(4)), (3, 4, 3)),
+    "InstanceNorm1d": (lambda: nn.Sequential(nn.Conv1d(3, 4, 2), nn.InstanceNorm1d(4, affine=True)), (6,)),
+    "InstanceNorm2d": (lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.InstanceNorm2d(4)), (4, 4)),
+    "tracked": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+        (4, 4),
+    ),
+    "GroupNorm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4)), (4, 4)),
+    "LocalResponseNorm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 2), nn.LocalResponseNorm(3, 1.0)), (4, 4)),
+}
+
+
+class Tokens(nn.Module):
+    def __init__(self, stem: nn.Module):
+        super().__init__()
+        self.stem, self.head = stem, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.stem(x).flatten(2).transpose(1, 2).contiguous()).square().mean(1))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_tokens_of_one_image_behind_a_norm_have_the_gradient_of_differences(name):
     """The gradient arrives transposed there; PyTorch's batch norm takes its entries for others in a batch of one."""
-
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            kind = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[len(spatial)]
-            self.norm, self.head = kind(4), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(torch.tanh(self.norm(x).flatten(2).transpose(1, 2).contiguous()).square().mean(1))
-
+    build, spatial = NORMS[name]
     torch.manual_seed(0)
-    model = settled(Tokens()).double()
-    risk = ModelRisk(model, (torch.randn(2, 4, *spatial).double(), torch.tensor([0, 1])))
-    weights, step = torch.eye(2, dtype=torch.float64), 1e-6
+    model = settled(Tokens(build())).double()
+    ordinary = model(images := torch.randn(2, 3, *spatial).double())
+    risk = ModelRisk(model, (images, torch.tensor([0, 1])))
+    with TwiceDifferentiable():
+        torch.testing.assert_close(risk.logits(risk.theta, slice(0, 2)), ordinary, rtol=1e-12, atol=1e-14)
+    weights, step = torch.eye(2, dtype=torch.float64), 1e-5
     direction = torch.randn(len(risk.theta), dtype=torch.float64)
-    up, down = (risk.lane_losses(risk.theta + sign * step * direction, weights) for sign in (1, -1))
+    direction /= direction.norm()
+    ways = [risk.theta + sign * step * direction for sign in (1, -1)]
+    up, down = (risk.lane_losses(theta, weights) for theta in ways)
     slopes = risk.gradients(risk.theta, weights) @ direction
-    torch.testing.assert_close(slopes, (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(slopes, (up - down) / (2 * step), rtol=1e-6, atol=1e-8)
     with risk.hessian(risk.theta, weights) as product:
         curved = product(direction.expand(2, 1, -1))[:, 0]
-    gradients = [risk.gradients(risk.theta + sign * step * direction, weights) for sign in (1, -1)]
-    torch.testing.assert_close(curved, (gradients[0] - gradients[1]) / (2 * step), rtol=1e-5, atol=1e-8)
+    ahead, behind = (risk.gradients(theta, weights) for theta in ways)
+    torch.testing.assert_close(curved, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
