@@ -135,6 +135,13 @@ def test_grids_too_small_are_evaluated_in_one_call():
         np.testing.assert_array_equal(found.values, plane.full)
 
 
+def test_a_search_is_begun_only_where_its_rounds_are_affordable():
+    plane, short = Plane(smooth), Plane(smooth)
+    assert plane.refine(max_share=(LEAST + 0.5) / (len(X) * len(Y))).num_evaluations == LEAST
+    assert short.refine(max_share=(LEAST - 0.5) / (len(X) * len(Y))).is_complete
+    assert len(short.batches) == 1
+
+
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_the_budget_is_kept_or_all_is_evaluated(share):
     plane = Plane(kinked, steep)
