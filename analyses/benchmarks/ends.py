@@ -1,11 +1,11 @@
 """Do the intervals of lambda_min and lambda_max hold the ends of the Hessian, and what does that cost?
 
-    python -m analyses.benchmarks.ends --out CSV [--suites planted,digits] [--cifar DIR --checkpoints FILE ...]
+    python -m analyses.benchmarks.ends --out CSV [--suites planted,digits,small] [--cifar DIR --checkpoints FILE ...]
 
 Every lane is measured as a user measures it (defaults, the model's float32), and compared with ARPACK's ends of the same Hessian
 in float64. Suites: ``planted`` are diagonal operators with a prescribed lower end: two lowest eigenvalues 0.1 to 10 % apart,
 clusters of twenty, start vectors with a thousandth of the usual part of the lowest; ``digits`` are the networks of the main
-job, and an MLP with GELU and one with LayerNorm; ``cifar`` are CIFAR-10 ResNet-20 checkpoints with 5 and 50 images of a class.
+job; ``small`` are MLPs with GELU and with LayerNorm; ``cifar`` are CIFAR-10 ResNet-20 checkpoints with 5 and 50 images of a class.
 A row says what was printed, what is true, whether the interval holds it, and the products that were spent.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,26 +132,30 @@ def planted() -> Iterator[Row]:
 
 
 def digits(runs: Path | None) -> Iterator[Row]:
-    """Yield rows of the main job's networks, trained or from its folder, and of small ones with other layers."""
+    """Yield rows of the main job's networks, trained or from its folder."""
     with tempfile.TemporaryDirectory() as folder:
         for optimizer in OPTIMIZERS:
             spec = TrainSpec(optimizer=optimizer, epochs=60)
             done = runs / optimizer / "checkpoint.safetensors" if runs else None
             risk = ls.load_risk(done or ls.train(spec, Path(folder) / optimizer))
             yield from measured("digits", optimizer, risk, None)
+
+
+def small(seeds: Sequence[int]) -> Iterator[Row]:
+    """Yield rows of small networks with other layers on the digits."""
     data = ls.load_dataset("digits-lt")
     inputs, labels = data.normalise(data.train.images).flatten(1), data.train.labels
-    for name, layer in (("GELU", nn.GELU()), ("LayerNorm", nn.Sequential(nn.LayerNorm(48), nn.Tanh()))):
-        for epochs in (20, 200):
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Linear(64, 48), layer, nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 10))
-            optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-            for _ in range(epochs):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs), labels).backward()
-                optimizer.step()
-            risk = ls.ModelRisk(model, (inputs, labels), groups=data.groups.members)
-            yield from measured("small", f"{name}, {epochs} steps", risk, None)
+    for seed, name, epochs in itertools.product(seeds, ("GELU", "LayerNorm"), (20, 200)):
+        torch.manual_seed(seed)
+        layer = nn.GELU() if name == "GELU" else nn.Sequential(nn.LayerNorm(48), nn.Tanh())
+        model = nn.Sequential(nn.Linear(64, 48), layer, nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        risk = ls.ModelRisk(model, (inputs, labels), groups=data.groups.members)
+        yield from measured("small", f"{name}, {epochs} steps, seed {seed}", risk, None)
 
 
 def cifar(checkpoints: Sequence[Path], data_dir: Path, images: Sequence[int]) -> Iterator[Row]:
@@ -165,16 +170,18 @@ def main() -> None:
     """Measure and write rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--suites", default="planted,digits")
+    parser.add_argument("--suites", default="planted,digits,small")
     parser.add_argument("--runs", type=Path, help="a finished main job")
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--images", default="5,50")
+    parser.add_argument("--seeds", default="0,1,2,3", help="of the small networks")
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[])
     given = parser.parse_args()
     counts = [int(n) for n in given.images.split(",")]
     suites = {
         "planted": planted,
         "digits": lambda: digits(given.runs),
+        "small": lambda: small([int(n) for n in given.seeds.split(",")]),
         "cifar": lambda: cifar(given.checkpoints, given.cifar, counts),
     }
     rows: list[Row] = []

@@ -17,7 +17,7 @@ from landscape.spectrum.basis import BasisPlace
 from landscape.spectrum.certificate import is_certified_negative
 from landscape.spectrum.ends import NOISE_EPS, Extremes, Finished, Missed, certify, exact_products
 from landscape.spectrum.lanczos import Lanczos, RitzPairs
-from landscape.spectrum.options import FEWEST_STEPS, SpectrumOptions
+from landscape.spectrum.options import FEWEST_STEPS, SMALLEST_END, SpectrumOptions
 from landscape.spectrum.preflight import Proof, excuse, prove_operator
 
 # Steps between two looks at the convergence of the extreme run.
@@ -243,4 +243,8 @@ def is_done(
     width = options.end_width
     if is_bounded and above - high > width * abs(high):
         return False
-    return not is_bounded or is_positive or low - bound <= width * abs(low)
+    if is_bounded and not is_positive:
+        return low - bound <= width * abs(low)
+    # A lower end that matters to no verdict may lie further out with that probability, but is near to what is printed.
+    is_visible = abs(low) >= SMALLEST_END * norm
+    return not is_visible or bool(ritz.residuals[0] <= max(width * abs(low), noise))

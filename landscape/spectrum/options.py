@@ -18,6 +18,9 @@ BasisChoice = Literal["auto", "device", "host", "none"]
 EXTREME_TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-7}
 # How far beyond the printed one an end may lie, relative to it, when a run stops (with the stated probability).
 END_WIDTH = 1e-3
+# A lower end above the threshold decides nothing, and need not be held so tightly: its residual is brought below that width
+# of itself, unless the end is less than this share of |H|.
+SMALLEST_END = 1e-3
 # The part of the failure probability that is spent on what the extreme run's own start may hold too little of. The tenth
 # costs two or three steps more and leaves the rest to the independent starts of the density, which stand in where it fails.
 OWN_PART = 0.1
