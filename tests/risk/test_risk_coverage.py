@@ -242,7 +242,17 @@ def test_products_against_the_dense_hessian(name, monkeypatch):
     risk = ModelRisk(built(MODELS[name]), (X, Y), chunk_size=5)
     for module in (torch, sys.modules["torch.nn.utils.weight_norm"]):
         monkeypatch.setattr(module, "_weight_norm", written_weight_norm)
-    hessians = dense_hessians(built(MODELS[name]), X, moved=0.1)
+    try:
+        hessians = dense_hessians(built(MODELS[name]), X, moved=0.1)
+    except RuntimeError:  # PyTorch 2.11 has no second derivative of grid sampling, and we say so
+        if name != "grid sampling":
+            raise
+        with (
+            pytest.raises(LandscapeError, match="has no second derivative in PyTorch"),
+            risk.hessian(risk.theta, LANES) as product,
+        ):
+            product(torch.ones(len(LANES), 1, len(risk.theta), dtype=risk.dtype))
+        return
     monkeypatch.undo()
     assert all(h.norm() > 1e-3 for h in hessians)
     require_dense_products(risk, hessians, moved=0.1)
