@@ -45,7 +45,7 @@ Row = dict[str, object]
 
 def true_ends(risk: ClassRisk, row: Tensor) -> tuple[float, float]:
     """Return both ends of a lane's Hessian by ARPACK in float64."""
-    exact = risk if risk.theta.dtype == torch.float64 else risk.in_float64()  # type: ignore[attr-defined]
+    exact = risk if risk.theta.dtype == torch.float64 else risk.in_float64()
     size = len(exact.theta)
     with exact.hessian(exact.theta, row[None]) as product:
         operator = scipy.sparse.linalg.LinearOperator(
@@ -195,7 +195,7 @@ def main() -> None:
                 file.flush()
     for end in ("min", "max"):
         held = sum(bool(row[f"holds_{end}"]) for row in rows)
-        worst = max(float(row[f"error_{end}"]) for row in rows)  # type: ignore[arg-type]
+        worst = max(float(row[f"error_{end}"]) for row in rows)
         print(
             f"lambda_{end}: {held} of {len(rows)} intervals hold the end; largest relative error of the value {worst:.2g}"
         )

@@ -131,7 +131,7 @@ def refusal_rows() -> Iterator[Row]:
     refused = named = 0
     for lane in lanes:
         try:
-            measure_spectrum(Undeclared(RedrawnRisk(plain, transform.redraw, seed=0)), lane, options=options)  # type: ignore[arg-type]
+            measure_spectrum(Undeclared(RedrawnRisk(plain, transform.redraw, seed=0)), lane, options=options)
         except LandscapeError as error:
             refused += "augmentation" in str(error)
         redrawn = measure_spectrum(RedrawnRisk(plain, transform.redraw, seed=0), lane, options=options)

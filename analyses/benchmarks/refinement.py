@@ -169,7 +169,7 @@ def row_of(full: Full, found: Refined, among: np.ndarray, scale: str, **known: s
         outside=float((off[..., among] > TOLERANCE[scale]).any(-1).mean()),
         outside_bound=found.outside_share,
         **of_plane(full, off, found.num_evaluations),
-        **known,  # type: ignore[arg-type]
+        **known,
     )
 
 
@@ -213,7 +213,7 @@ def spline_rows(full: Full, **names: str) -> Iterator[Row]:
                 outside=float((off > TOLERANCE["linear"]).any(-1).mean()),
                 outside_bound=np.nan,
                 seconds=time.perf_counter() - start,
-                **of_plane(full, off, len(rows) * len(columns)),  # type: ignore[arg-type]
+                **of_plane(full, off, len(rows) * len(columns)),
                 **names,
             )
 

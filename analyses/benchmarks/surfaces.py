@@ -110,7 +110,7 @@ def plain_point(risk: ModelRisk) -> Run:
 
 def our_point(risk: ModelRisk, precision: str) -> Run:
     """Return our evaluation of a point, lanes, errors and paired standard errors included."""
-    walk = walk_of(risk, lanes_of(risk, None), precision=precision)  # type: ignore[arg-type]
+    walk = walk_of(risk, lanes_of(risk, None), precision=precision)
     direction = random_directions(risk, num=1, seed=0, pair=0)[0].double()
     state = {"alpha": 0.0}
 
@@ -124,7 +124,7 @@ def our_point(risk: ModelRisk, precision: str) -> Run:
 
 def bare_loop(risk: ModelRisk, precision: str) -> Run:
     """Return the forward passes of our own network over our own chunks, and nothing else."""
-    evaluator = PointEvaluator(risk, precision=precision)  # type: ignore[arg-type]
+    evaluator = PointEvaluator(risk, precision=precision)
     evaluator(risk.theta)
 
     def run() -> None:

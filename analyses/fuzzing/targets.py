@@ -127,7 +127,7 @@ def _npz(folder: Path) -> Path:
     labels = np.repeat([0, 1, 2], 4)
     names = np.array(["a", "b", "c"])
     arrays = {"images": _pixels(12), "labels": labels, "test_images": _pixels(6), "test_labels": labels[::2]}
-    np.savez(folder / "d.npz", **arrays, class_names=names)  # type: ignore[arg-type]
+    np.savez(folder / "d.npz", **arrays, class_names=names)
     return folder / "d.npz"
 
 

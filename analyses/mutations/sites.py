@@ -54,7 +54,7 @@ def sites_in(text: str) -> list[Site]:
         return starts[line - 1] + len(row.encode()[:column].decode())
 
     def between(left: ast.AST, right: ast.AST, old: str, new: str, kind: str) -> None:
-        first, last = place(left.end_lineno, left.end_col_offset), place(right.lineno, right.col_offset)  # type: ignore[attr-defined]
+        first, last = place(left.end_lineno, left.end_col_offset), place(right.lineno, right.col_offset)
         at = text.find(old, first, last)
         if at >= 0 and text.count(old, first, last) == 1:
             found.append(Site(kind, text.count("\n", 0, at) + 1, at, old, new))
@@ -62,7 +62,7 @@ def sites_in(text: str) -> list[Site]:
     def number(node: ast.Constant, kind: str) -> None:
         old = text[place(node.lineno, node.col_offset) : place(node.end_lineno or 0, node.end_col_offset or 0)]
         value = node.value
-        new = str(value + 1) if isinstance(value, int) else repr(2 * value if value else 1.0)  # type: ignore[operator]
+        new = str(value + 1) if isinstance(value, int) else repr(2 * value if value else 1.0)
         found.append(Site(kind, node.lineno, place(node.lineno, node.col_offset), old, new))
 
     def visit(node: ast.AST, is_index: bool = False) -> None:

@@ -315,7 +315,7 @@ class ModelRisk:
         point = theta.detach().clone().requires_grad_()
         out = torch.zeros(len(weights), len(theta), dtype=torch.float64, device=self.device)
         for rows, shares in passes:
-            with TwiceDifferentiable():
+            with TwiceDifferentiable():  # right first derivatives, too: see landscape.risk.kernels._dense
                 losses = evaluated.per_example(point, rows)
             if not losses.requires_grad:  # the model does not use the chosen parameters
                 continue

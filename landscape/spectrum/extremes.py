@@ -243,8 +243,8 @@ def is_done(
     width = options.end_width
     if is_bounded and above - high > width * abs(high):
         return False
-    if is_bounded and not is_positive:
-        return low - bound <= width * abs(low)
-    # A lower end that matters to no verdict may lie further out with that probability, but is near to what is printed.
-    is_visible = abs(low) >= SMALLEST_END * norm
-    return not is_visible or bool(ritz.residuals[0] <= max(width * abs(low), noise))
+    if not is_bounded or low - bound <= width * abs(low):
+        return True
+    # A lower end that decides nothing may lie further out with that probability, but is near to what is printed.
+    is_small = abs(low) < SMALLEST_END * norm
+    return is_positive and (is_small or bool(ritz.residuals[0] <= width * abs(low)))
